@@ -1,0 +1,3 @@
+//! larder.
+
+fn main() {}
