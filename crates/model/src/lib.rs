@@ -1,1 +1,38 @@
-//! Larder model.
+//! The words of Larder: ids, sizes, capabilities, faults, and the traits that a backend implements.
+//!
+//! Everything here is plain data and pure functions: no gRPC, no Kubernetes, no operating system.
+//! Text from outside (names, handles, sizes, tokens) becomes a type of this crate at the boundary,
+//! so that nothing behind the boundary has to ask again whether it is well-formed.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`fault`] | the one domain error; its [`fault::Kind`] decides the gRPC code |
+//! | [`bytes`] | sizes and capacity ranges |
+//! | [`id`] | driver, node and pool names, requested names, volume and snapshot ids |
+//! | [`capability`] | access modes and types, file systems |
+//! | [`topology`] | segments and requirements |
+//! | [`volume`] | what is asked for and what exists: volumes, snapshots, health, listing |
+//! | [`params`] | StorageClass parameters, unknown ones refused by name |
+//! | [`secrets`] | secrets that cannot be printed |
+//! | [`cx`] | the context of one running operation: step, progress, crash points, undo |
+//! | [`backend`] | the traits |
+
+pub mod backend;
+pub mod bytes;
+pub mod capability;
+pub mod cx;
+pub mod fault;
+pub mod id;
+pub mod params;
+pub mod secrets;
+pub mod topology;
+pub mod volume;
+
+pub use backend::{Backend, Connect, Provision};
+pub use bytes::{Bytes, CapacityRange};
+pub use capability::{AccessMode, AccessType, FsType, MountAccess, VolumeCapability};
+pub use cx::Cx;
+pub use fault::{Fault, Kind, Result};
+pub use id::{DriverName, Handle, Native, NodeName, PoolName, RequestedName, SnapshotId, VolumeId};
+pub use params::Params;
+pub use secrets::Secrets;
