@@ -1,6 +1,6 @@
 //! Writes `Debug` for every message, oneof and enum of a file.
 //!
-//! Requests are logged when something goes wrong, and 21 kinds of them carry
+//! Requests are logged when something goes wrong, and many of them carry
 //! credentials. So nothing is left to the care of whoever writes a log line:
 //! the only `Debug` there is hides
 //! - each field with the `csi_secret` option,
@@ -10,10 +10,13 @@
 use std::fmt::Write;
 
 use prost_reflect::{
-    DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, Value,
+    EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, Value,
 };
 
 use crate::names;
+
+/// What the specification marks fields with that are never logged.
+const SECRET_OPTION: &str = "csi.v1.csi_secret";
 
 /// Fields that hold credentials without the option that says so.
 const ALSO_SECRET: [&str; 3] = [
@@ -84,7 +87,7 @@ fn enumeration(out: &mut String, package: &str, kind: &EnumDescriptor) {
 
 /// The expression that shows the field found at `place`.
 fn shown(package: &str, field: &FieldDescriptor, place: &str) -> Result<String, String> {
-    let secret = is_secret(field);
+    let secret = is_secret(field)?;
     match field.kind() {
         Kind::String if secret => Ok(format!("&crate::redact::Secret({place})")),
         Kind::Message(_) if secret && is_string_map(field) => {
@@ -100,15 +103,13 @@ fn shown(package: &str, field: &FieldDescriptor, place: &str) -> Result<String, 
     }
 }
 
-fn is_secret(field: &FieldDescriptor) -> bool {
-    ALSO_SECRET.contains(&field.full_name())
-        || has_option(field.parent_pool(), field, "csi.v1.csi_secret")
-}
-
-fn has_option(pool: &DescriptorPool, field: &FieldDescriptor, option: &str) -> bool {
-    pool.all_extensions()
-        .find(|extension| extension.full_name() == option)
-        .is_some_and(|extension| *field.options().get_extension(&extension) == Value::Bool(true))
+fn is_secret(field: &FieldDescriptor) -> Result<bool, String> {
+    let option = field
+        .parent_pool()
+        .get_extension_by_name(SECRET_OPTION)
+        .ok_or_else(|| format!("{SECRET_OPTION} is not defined: no secret would be hidden"))?;
+    Ok(ALSO_SECRET.contains(&field.full_name())
+        || *field.options().get_extension(&option) == Value::Bool(true))
 }
 
 fn is_string_map(field: &FieldDescriptor) -> bool {

@@ -15,7 +15,8 @@ pub(crate) fn generate(file: &FileDescriptor) -> String {
         for method in service.methods() {
             let _ = writeln!(
                 out,
-                "crate::Method {{ path: \"/{service}/{name}\", service: {service:?}, name: {name:?}, \
+                "crate::Method {{ path: \"/{service}/{name}\", service: {service:?}, \
+                 name: {name:?}, \
                  request: {request:?}, response: {response:?}, server_streaming: {streaming} }},",
                 service = service.full_name(),
                 name = method.name(),

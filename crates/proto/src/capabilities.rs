@@ -99,3 +99,66 @@ impl VolumeCapability {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use access_mode::Mode;
+
+    #[test]
+    fn a_capability_gives_back_the_kind_it_was_made_of() {
+        use controller_service_capability::rpc::Type as Controller;
+        use group_controller_service_capability::rpc::Type as Group;
+        use node_service_capability::rpc::Type as Node;
+        use plugin_capability::service::Type as Service;
+        use plugin_capability::volume_expansion::Type as Expansion;
+
+        let kind = Controller::CloneVolume;
+        assert_eq!(ControllerServiceCapability::from(kind).kind(), Some(kind));
+        let kind = Node::VolumeMountGroup;
+        assert_eq!(NodeServiceCapability::from(kind).kind(), Some(kind));
+        let kind = Group::CreateDeleteGetVolumeGroupSnapshot;
+        assert_eq!(GroupControllerServiceCapability::from(kind).kind(), Some(kind));
+
+        let service = PluginCapability::from(Service::ControllerService);
+        assert_eq!(service.service_kind(), Some(Service::ControllerService));
+        assert_eq!(service.expansion_kind(), None);
+        let expansion = PluginCapability::from(Expansion::Online);
+        assert_eq!(expansion.expansion_kind(), Some(Expansion::Online));
+        assert_eq!(expansion.service_kind(), None);
+    }
+
+    #[test]
+    fn a_capability_that_is_unset_unknown_or_newer_has_no_kind() {
+        use node_service_capability::{Rpc, Type, rpc};
+
+        assert_eq!(NodeServiceCapability::default().kind(), None);
+        assert_eq!(NodeServiceCapability::from(rpc::Type::Unknown).kind(), None);
+        let newer = NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: 4711 })) };
+        assert_eq!(newer.kind(), None);
+
+        assert_eq!(PluginCapability::default().service_kind(), None);
+        let newer = plugin_capability::Service { r#type: 4711 };
+        let newer = PluginCapability { r#type: Some(plugin_capability::Type::Service(newer)) };
+        assert_eq!(newer.service_kind(), None);
+        let newer = plugin_capability::VolumeExpansion { r#type: 4711 };
+        let newer =
+            PluginCapability { r#type: Some(plugin_capability::Type::VolumeExpansion(newer)) };
+        assert_eq!(newer.expansion_kind(), None);
+    }
+
+    #[test]
+    fn a_volume_capability_says_how_and_by_whom() {
+        let block = VolumeCapability::raw_block(Mode::SingleNodeWriter);
+        assert_eq!(block.access_type, Some(AccessType::Block(BlockVolume {})));
+        assert_eq!(block.access_mode.map(|access| access.mode()), Some(Mode::SingleNodeWriter));
+
+        let mount = VolumeCapability::mounted("xfs", &["noatime"], Mode::MultiNodeMultiWriter);
+        let Some(AccessType::Mount(how)) = mount.access_type else { panic!("not a mount") };
+        assert_eq!(
+            (how.fs_type.as_str(), how.mount_flags.as_slice()),
+            ("xfs", &["noatime".into()][..])
+        );
+        assert_eq!(mount.access_mode.map(|access| access.mode()), Some(Mode::MultiNodeMultiWriter));
+    }
+}

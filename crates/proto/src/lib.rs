@@ -52,6 +52,9 @@ pub mod csi {
     reason = "generated: proto/pluginregistration.proto is the documentation"
 )]
 pub mod pluginregistration {
+    /// [`PluginInfo::type`](PluginInfo) of a CSI driver.
+    pub const CSI_PLUGIN: &str = "CSIPlugin";
+
     include!(concat!(env!("OUT_DIR"), "/pluginregistration.rs"));
     include!(concat!(env!("OUT_DIR"), "/pluginregistration.debug.rs"));
     include!(concat!(env!("OUT_DIR"), "/pluginregistration.methods.rs"));
