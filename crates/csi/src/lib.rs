@@ -1,1 +1,13 @@
-//! Larder csi.
+//! Larder's CSI services.
+//!
+//! A request comes in over a [`socket`] (or from this process, through a [`client::Client`]), passes
+//! the [`layers`] that every call passes, is checked and turned into the engines' types, and the
+//! engine's answer is turned back. Nothing here knows a backend, the operating system or Kubernetes.
+
+pub mod client;
+pub mod endpoint;
+pub mod layers;
+pub mod socket;
+
+pub use client::Client;
+pub use endpoint::Endpoint;

@@ -6,7 +6,7 @@
 //! every step in turn, and prove that the next call mends everything. [`Cx::undoing`] runs steps
 //! whose effects are taken back, in reverse, when a later one fails.
 
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use std::{
     fmt,
     future::Future,
@@ -144,7 +144,8 @@ impl fmt::Debug for Undo {
 pub mod crash {
     //! Crash points, for tests. A [`Plan`] counts the steps of the operations that share it.
 
-    use super::{Arc, AtomicU64, Fault, Mutex, Ordering, PoisonError, Result, Shared};
+    use super::{Arc, AtomicU64, Mutex, Ordering, PoisonError, Result, Shared};
+    use crate::fault::Fault;
 
     /// When to crash. The default never does.
     #[derive(Clone, Default)]
@@ -216,6 +217,7 @@ pub mod crash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Fault;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);

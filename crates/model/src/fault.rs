@@ -169,6 +169,7 @@ impl Fault {
     }
 
     /// A crash that a test asked for: no undo may run, as after `kill -9`.
+    #[cfg(feature = "crash-points")]
     pub(crate) fn simulated_crash(at: &str) -> Self {
         let mut fault = Self::internal(format!("simulated crash at {at}"));
         fault.simulated_crash = true;
