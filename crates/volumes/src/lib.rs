@@ -1,1 +1,3 @@
 //! Larder volumes.
+
+pub mod node;

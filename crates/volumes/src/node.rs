@@ -1,0 +1,3 @@
+//! The node engine.
+
+pub mod request;
