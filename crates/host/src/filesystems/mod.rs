@@ -1,0 +1,128 @@
+//! File systems on devices: what is there, make, check, grow, measure.
+//!
+//! Invariants:
+//! - *blank* is proven, never assumed: the low-level probe of blkid finds no signature of any kind
+//!   (file systems, RAID, LVM, LUKS, partition tables) **and** the first and last 4 MiB read as
+//!   zeros; any error on the way is an error, not an answer;
+//! - mkfs is never told to force, except by [`FileSystems::make_again`], whose caller holds a
+//!   record that our own mkfs was cut on that very device;
+//! - nothing is ever wiped to make mkfs pass;
+//! - checking never repairs what needs a decision: `e2fsck -p` for ext4, log replay by mounting
+//!   for xfs and btrfs.
+
+mod check;
+mod grow;
+mod make;
+mod probe;
+mod real;
+mod usage;
+
+pub use real::RealFileSystems;
+
+use larder_model::{Bytes, FsType, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What is on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, proven.
+    Blank,
+    /// One of our file systems.
+    FileSystem(FsType),
+    /// Something else, in words: `LUKS`, `ntfs`, `partition table dos`, `data at byte 4096`.
+    Other(String),
+}
+
+/// How full a file system (or a directory with a quota) is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Size.
+    pub total: Bytes,
+    /// What an ordinary user can still write.
+    pub available: Bytes,
+    /// What is used.
+    pub used: Bytes,
+    /// Inodes in all; 0 where the file system does not count them.
+    pub inodes: u64,
+    /// Free inodes.
+    pub inodes_free: u64,
+    /// Used inodes.
+    pub inodes_used: u64,
+}
+
+/// Label and UUID of a file system.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Label, where there is one.
+    pub label: Option<String>,
+    /// UUID, where there is one.
+    pub uuid: Option<String>,
+}
+
+/// Mount options with which a reader-only mount neither replays the log nor repairs anything:
+/// the device is not written at all. They go together with a read-only mount.
+pub fn reader_options(fs: FsType) -> &'static [&'static str] {
+    match fs {
+        FsType::Ext4 => &["noload"],
+        FsType::Xfs => &["norecovery"],
+        FsType::Btrfs => &["rescue=nologreplay"],
+    }
+}
+
+/// Tools for file systems.
+pub trait FileSystems: Send + Sync {
+    /// What is on the device.
+    ///
+    /// # Errors
+    /// Any failure to find out; never [`Found::Blank`] instead.
+    fn probe(&self, device: &Path) -> Result<Found>;
+
+    /// Makes a file system on a blank device. `options` are further arguments for mkfs. The tools'
+    /// own refusal to overwrite something stays in force.
+    ///
+    /// # Errors
+    /// `Precondition` when something is on it or the tool is missing; `OutOfRange` for a device
+    /// that is too small; `Invalid` for refused options.
+    fn make(&self, device: &Path, fs: FsType, options: &[String]) -> Result<()>;
+
+    /// Makes a file system over the remains of our own mkfs that was cut. Only for a device whose
+    /// own record says `formatting`.
+    ///
+    /// # Errors
+    /// As [`FileSystems::make`].
+    fn make_again(&self, device: &Path, fs: FsType, options: &[String]) -> Result<()>;
+
+    /// Checks an unmounted file system before it is mounted for writing. ext4: `e2fsck -p`. xfs and
+    /// btrfs: nothing, their log is replayed by mounting.
+    ///
+    /// # Errors
+    /// `Corrupt` where damage is left that needs a person; `Precondition` when it is mounted.
+    fn check(&self, device: &Path, fs: FsType) -> Result<()>;
+
+    /// Makes the file system as large as its device: online at `mounted_at`, otherwise offline.
+    /// It is large enough already: done.
+    ///
+    /// # Errors
+    /// `Precondition` for a missing capability (named) or a damaged file system.
+    fn grow(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<()>;
+
+    /// The size that the file system believes it has on this device.
+    ///
+    /// # Errors
+    /// `Corrupt` when its superblock cannot be read.
+    fn size(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<Bytes>;
+
+    /// How full the file system at `path` is. Kinds that may hang (network, FUSE) are asked by a
+    /// process of its own with a deadline, so that neither the call nor a thread is stuck for ever.
+    ///
+    /// # Errors
+    /// `Unavailable` when it does not answer in time; `NotFound`.
+    fn usage(&self, path: &Path) -> Result<Usage>;
+
+    /// Label and UUID of what is on the device; empty for a blank one.
+    ///
+    /// # Errors
+    /// As [`FileSystems::probe`].
+    fn identity(&self, device: &Path) -> Result<Identity>;
+}

@@ -1,0 +1,14 @@
+//! What this program does when it runs itself as a helper process.
+//!
+//! `larder internal statfs PATH` asks a file system for its usage; `larder internal thaw …` is the
+//! watchdog of a freeze. Both are for this crate alone.
+
+use std::{ffi::OsString, process::ExitCode};
+
+/// Runs the helper that the arguments after `internal` name.
+pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    match args.next() {
+        Some(name) if name == "thaw" => crate::freeze::watchdog_main(args),
+        _ => ExitCode::from(64),
+    }
+}

@@ -1,0 +1,249 @@
+//! Mounts: observe the table, compare, then act.
+//!
+//! Invariants:
+//! - nothing is ever mounted over an existing mount point: [`Mounts::mount`] and [`Mounts::bind`]
+//!   refuse to stack;
+//! - a read-only bind is read-only before anybody can see it: it is cloned detached, made read-only
+//!   there (`mount_setattr`), and only then moved to its place;
+//! - a symlink as the last component of a target is refused, never followed;
+//! - the descriptors of detached mounts are closed at once, because an open one keeps a later
+//!   `umount` at `EBUSY`;
+//! - new mounts take the propagation of the place they are put at: kubelet needs its tree shared.
+
+mod attributes;
+mod real;
+mod sys;
+mod table;
+mod users;
+
+pub use real::RealMounts;
+pub use table::parse_mountinfo;
+
+use larder_model::Result;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// Major and minor number of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId {
+    /// Major number: 7 for loop devices, 0 for file systems without a device.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl DeviceId {
+    /// From the kernel's number (`st_dev`, `st_rdev`).
+    pub fn from_raw(dev: u64) -> Self {
+        Self { major: rustix::fs::major(dev), minor: rustix::fs::minor(dev) }
+    }
+    /// The number as in `st_dev` and `st_rdev`.
+    pub fn to_raw(self) -> u64 {
+        rustix::fs::makedev(self.major, self.minor)
+    }
+    /// The device that the block special file `path` stands for (symlinks are followed).
+    ///
+    /// # Errors
+    /// `NotFound`; `Precondition` where it is no block device.
+    pub fn of_block_device(path: &Path) -> Result<Self> {
+        use larder_model::Fault;
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let meta = std::fs::metadata(path)
+            .map_err(|e| Fault::io(format!("look at device {}", path.display()), e))?;
+        if !meta.file_type().is_block_device() {
+            return Err(Fault::precondition(format!(
+                "use {} as a device: it is no block device",
+                path.display()
+            )));
+        }
+        Ok(Self::from_raw(meta.rdev()))
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)), octal escapes decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Id of the mount.
+    pub id: u64,
+    /// Id of the mount it sits on.
+    pub parent: u64,
+    /// Device of the file system.
+    pub device: DeviceId,
+    /// The directory (or file) inside the file system that is the root of this mount.
+    pub root: PathBuf,
+    /// Where it is mounted. A removed mount point ends in `//deleted`, as the kernel writes it.
+    pub target: PathBuf,
+    /// Options of this mount: `ro`, `nosuid`, `relatime` …
+    pub options: Vec<String>,
+    /// Kind of file system: `ext4`, `nfs4`, `fuse.s3fs`.
+    pub fs_type: String,
+    /// What was mounted.
+    pub source: String,
+    /// Options of the file system, the same for all its mounts.
+    pub super_options: Vec<String>,
+}
+
+impl MountEntry {
+    /// Whether writing through this mount is refused, by the mount or by the file system.
+    pub fn is_read_only(&self) -> bool {
+        self.options.iter().chain(&self.super_options).any(|o| o == "ro")
+    }
+    /// Whether this mount itself was made read-only.
+    pub fn is_mount_read_only(&self) -> bool {
+        self.options.iter().any(|o| o == "ro")
+    }
+}
+
+/// A file system to mount.
+#[derive(Debug, Clone, Default)]
+pub struct MountRequest {
+    /// Kind: `ext4`, `nfs`, `tmpfs` …
+    pub fs_type: String,
+    /// Device, export, or any word for file systems without a source.
+    pub source: String,
+    /// Where: an existing directory.
+    pub target: PathBuf,
+    /// As after `mount -o`; words for the mount (`nosuid`, `noatime`) and for the file system may
+    /// be mixed.
+    pub options: Vec<String>,
+    /// Mount it read-only.
+    pub read_only: bool,
+}
+
+/// A directory or file to show at a second place.
+#[derive(Debug, Clone, Default)]
+pub struct BindRequest {
+    /// What.
+    pub source: PathBuf,
+    /// Where: exists already and is a directory like the source, or a file for anything else.
+    pub target: PathBuf,
+    /// Nobody can write through it.
+    pub read_only: bool,
+    /// Options of the mount: `nosuid`, `nodev`, `noexec`, `noatime`, `nodiratime`, `relatime`,
+    /// `strictatime`, `nosymfollow` and their opposites; `bind`, `rbind` are accepted and `rbind`
+    /// takes mounts below the source along.
+    pub options: Vec<String>,
+}
+
+/// How to unmount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmount {
+    /// Fails while something uses it. The only way for block devices.
+    Normal,
+    /// Detaches now, ends when the last user goes. Only for network file systems whose server is
+    /// gone: elsewhere it hides that somebody still writes.
+    Lazy,
+}
+
+/// Somebody who uses a block device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceUser {
+    /// A mount of it, in some mount namespace.
+    Mount {
+        /// A process in that namespace.
+        pid: u32,
+        /// The namespace (inode of `/proc/PID/ns/mnt`).
+        namespace: u64,
+        /// Where, as that namespace sees it.
+        target: PathBuf,
+    },
+    /// A process that has it open.
+    Opener {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        command: String,
+        /// Its descriptor.
+        fd: u32,
+    },
+    /// A device stacked on it (device mapper, MD).
+    Holder {
+        /// Its kernel name: `dm-0`.
+        name: String,
+    },
+    /// It is swap space.
+    Swap,
+}
+
+impl fmt::Display for DeviceUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mount { pid, target, .. } => {
+                write!(f, "mounted at {} (as process {pid} sees it)", target.display())
+            }
+            Self::Opener { pid, command, fd } => {
+                write!(f, "open in process {pid} ({command}, descriptor {fd})")
+            }
+            Self::Holder { name } => write!(f, "held by device {name}"),
+            Self::Swap => f.write_str("used as swap space"),
+        }
+    }
+}
+
+/// The mounts of this process's namespace.
+pub trait Mounts: Send + Sync {
+    /// All mounts, in the kernel's order.
+    ///
+    /// # Errors
+    /// `Internal` where `/proc` cannot be read.
+    fn table(&self) -> Result<Vec<MountEntry>>;
+
+    /// Whether something is mounted at `path` (statx `MOUNT_ROOT`: also true for bind mounts within
+    /// one file system). A final symlink is not followed; an absent path is no mount point.
+    ///
+    /// # Errors
+    /// `Unavailable` for a dead network mount; `Internal`.
+    fn is_mount_point(&self, path: &Path) -> Result<bool>;
+
+    /// What is mounted at `path`, bottom to top of the stack; empty: nothing.
+    ///
+    /// # Errors
+    /// As [`Mounts::table`].
+    fn mounts_at(&self, path: &Path) -> Result<Vec<MountEntry>>;
+
+    /// Mounts a file system.
+    ///
+    /// # Errors
+    /// `Precondition` when the target is a mount point already or a symlink, or the device is
+    /// in use; `Invalid` for options that the kernel refuses (with its words); `NotFound` for an
+    /// absent target or device; `Corrupt` where the file system is damaged.
+    fn mount(&self, request: &MountRequest) -> Result<()>;
+
+    /// Shows a directory or file at a second place. Read-only holds from the first moment on.
+    ///
+    /// # Errors
+    /// `Precondition` when the target is a mount point already, a symlink, or of another kind than
+    /// the source; `NotFound`; `Invalid` for unknown options.
+    fn bind(&self, request: &BindRequest) -> Result<()>;
+
+    /// Changes what is mounted at `target`: this mount's read-only state and per-mount `options`,
+    /// and options of its file system where such are given. A request for read-write also makes
+    /// the file system itself writable when it was mounted read-only; read-only touches this mount
+    /// alone.
+    ///
+    /// # Errors
+    /// `Precondition` when it is no mount point, or busy with open files for writing.
+    fn remount(&self, target: &Path, read_only: bool, options: &[String]) -> Result<()>;
+
+    /// Unmounts the topmost mount at `target`. Nothing mounted there, or no such path: done.
+    /// A final symlink is not followed.
+    ///
+    /// # Errors
+    /// `Precondition` while it is busy, telling by whom where that can be found.
+    fn unmount(&self, target: &Path, how: Unmount) -> Result<()>;
+
+    /// Everybody who uses the device, in every mount namespace of the machine, this process
+    /// included. Empty means: nobody, proven.
+    ///
+    /// # Errors
+    /// `Internal` when that cannot be found out; never an empty list instead.
+    fn users_of_device(&self, device: DeviceId) -> Result<Vec<DeviceUser>>;
+}
