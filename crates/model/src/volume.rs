@@ -221,6 +221,8 @@ pub struct StorageHealth {
 /// ```text
 ///   Unformatted ──record──▶ Formatting ──mkfs, record──▶ Formatted
 ///        ▲ only when blank ┘      │ crash: mkfs again, the record proves that it was ours
+///
+///   Unformatted, Formatting, Foreign ──handed out as a raw block device──▶ Raw
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase")]
@@ -239,6 +241,10 @@ pub enum FormatState {
     },
     /// Nothing is known (a static volume): whatever is on it was put there by others.
     Foreign,
+    /// It was handed to a workload as a raw block device. What is on it is the workload's, and may
+    /// lie where no probe looks, so it is never formatted, however blank it seems. A file system
+    /// that the workload made on it can be mounted.
+    Raw,
 }
 
 /// A pool as people see it.
