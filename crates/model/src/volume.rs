@@ -13,6 +13,15 @@ use std::collections::BTreeMap;
 /// Text attributes (parameters, volume context).
 pub type Attributes = BTreeMap<String, String>;
 
+/// Keys of the volume context that the node engine reads, whichever backend wrote them (or an
+/// administrator, in a PersistentVolume).
+pub mod context {
+    /// The file system to make and mount where the capability names none: `ext4`, `xfs`, `btrfs`.
+    pub const FS: &str = "fs";
+    /// Further arguments for mkfs, separated by blanks: `-m 0 -E lazy_itable_init=1`.
+    pub const MKFS_OPTIONS: &str = "mkfsOptions";
+}
+
 /// Where the data of a new volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
