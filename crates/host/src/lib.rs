@@ -45,7 +45,9 @@ mod sys;
 
 pub use filesystems::{FileSystems, Found, Usage};
 pub use loops::{LoopDevice, LoopInfo, LoopRequest, Loops};
-pub use mounts::{BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, Mounts, Unmount};
+pub use mounts::{
+    BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, MountRoot, Mounts, Unmount,
+};
 
 use larder_model::{Fault, Result};
 use std::{ffi::OsString, fmt, sync::Arc};

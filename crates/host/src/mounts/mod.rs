@@ -102,6 +102,18 @@ impl MountEntry {
     }
 }
 
+/// What a mount point shows, as one statx tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MountRoot {
+    /// Id of the topmost mount there (as in [`MountEntry::id`]; reused by the kernel).
+    pub mount: u64,
+    /// `st_dev` of its root. btrfs gives every subvolume one of its own, which
+    /// [`MountEntry::device`] does not show.
+    pub device: DeviceId,
+    /// Inode of its root; equal for all mounts of one directory. 0 where that is not told.
+    pub inode: u64,
+}
+
 /// A file system to mount.
 #[derive(Debug, Clone, Default)]
 pub struct MountRequest {
@@ -202,6 +214,25 @@ pub trait Mounts: Send + Sync {
     /// # Errors
     /// `Unavailable` for a dead network mount; `Internal`.
     fn is_mount_point(&self, path: &Path) -> Result<bool>;
+
+    /// What the topmost mount at `path` shows; None: it is no mount point. One statx where the
+    /// kernel offers that, so that hot paths need not read the whole table. A final symlink is not
+    /// followed.
+    ///
+    /// # Errors
+    /// As [`Mounts::is_mount_point`].
+    fn mount_root(&self, path: &Path) -> Result<Option<MountRoot>> {
+        let top = self.mounts_at(path)?.pop();
+        Ok(top.map(|entry| MountRoot { mount: entry.id, device: entry.device, inode: 0 }))
+    }
+
+    /// The device that the block special file `path` stands for (symlinks are followed).
+    ///
+    /// # Errors
+    /// `NotFound`; `Precondition` where it is no block device.
+    fn block_device(&self, path: &Path) -> Result<DeviceId> {
+        DeviceId::of_block_device(path)
+    }
 
     /// What is mounted at `path`, bottom to top of the stack; empty: nothing.
     ///
