@@ -22,7 +22,8 @@ use std::{env, fs};
 use prost_reflect::DescriptorPool;
 use protox::Compiler;
 
-const FILES: [&str; 3] = ["csi.proto", "pluginregistration.proto", "snapshotmetadata.proto"];
+const FILES: [&str; 4] =
+    ["csi.proto", "larder.proto", "pluginregistration.proto", "snapshotmetadata.proto"];
 
 #[allow(clippy::print_stdout, reason = "how a build script talks to cargo")]
 fn main() -> Result<(), Box<dyn Error>> {

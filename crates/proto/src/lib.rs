@@ -4,6 +4,7 @@
 //! | module | package | spoken between |
 //! |---|---|---|
 //! | [`csi`] | `csi.v1` | orchestrator and driver: the union of revisions 1.12 and 1.13 |
+//! | [`larder`] | `larder.v1` | Larder's own tools and driver |
 //! | [`pluginregistration`] | `pluginregistration` | kubelet and driver |
 //! | [`snapshotmetadata`] | `snapshotmetadata` | backup software and the cluster |
 //!
@@ -43,6 +44,18 @@ pub mod csi {
     include!(concat!(env!("OUT_DIR"), "/csi.v1.rs"));
     include!(concat!(env!("OUT_DIR"), "/csi.v1.debug.rs"));
     include!(concat!(env!("OUT_DIR"), "/csi.v1.methods.rs"));
+}
+
+/// What Larder's own tools ask of a running driver.
+#[allow(
+    missing_docs,
+    clippy::allow_attributes_without_reason,
+    reason = "generated: proto/larder.proto is the documentation"
+)]
+pub mod larder {
+    include!(concat!(env!("OUT_DIR"), "/larder.v1.rs"));
+    include!(concat!(env!("OUT_DIR"), "/larder.v1.debug.rs"));
+    include!(concat!(env!("OUT_DIR"), "/larder.v1.methods.rs"));
 }
 
 /// How a driver makes itself known to kubelet.

@@ -1,6 +1,6 @@
 //! What an RPC is, for layers that see only its path (spans, metrics, limits).
 
-use crate::{csi, pluginregistration, snapshotmetadata};
+use crate::{csi, larder, pluginregistration, snapshotmetadata};
 
 /// One RPC of one of the services in this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ impl Method {
     /// does not define, so that a caller cannot invent metric labels.
     #[must_use]
     pub fn by_path(path: &str) -> Option<&'static Self> {
-        [csi::METHODS, pluginregistration::METHODS, snapshotmetadata::METHODS]
+        [csi::METHODS, larder::METHODS, pluginregistration::METHODS, snapshotmetadata::METHODS]
             .into_iter()
             .flatten()
             .find(|method| method.path == path)

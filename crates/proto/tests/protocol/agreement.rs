@@ -49,7 +49,7 @@ fn there_is_one_proto3_file_for_each_package_and_nothing_else() {
         packages.push(file.package_name().to_owned());
     }
     packages.sort();
-    assert_eq!(packages, ["csi.v1", "pluginregistration", "snapshotmetadata"]);
+    assert_eq!(packages, ["csi.v1", "larder.v1", "pluginregistration", "snapshotmetadata"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use larder_proto::{Method, csi, pluginregistration, snapshotmetadata};
+use larder_proto::{Method, csi, larder, pluginregistration, snapshotmetadata};
 use tonic::Code;
 
 use crate::tables::{self, rows};
@@ -16,6 +16,7 @@ impl csi::controller_server::Controller for Nothing {}
 impl csi::group_controller_server::GroupController for Nothing {}
 impl csi::snapshot_metadata_server::SnapshotMetadata for Nothing {}
 impl csi::node_server::Node for Nothing {}
+impl larder::admin_server::Admin for Nothing {}
 impl pluginregistration::registration_server::Registration for Nothing {}
 impl snapshotmetadata::snapshot_metadata_server::SnapshotMetadata for Nothing {}
 
@@ -84,7 +85,9 @@ fn the_methods_are_those_of_the_table_in_its_order() {
 
 #[test]
 fn a_path_finds_its_method_and_nothing_else_does() {
-    let all = [csi::METHODS, pluginregistration::METHODS, snapshotmetadata::METHODS].concat();
+    let all =
+        [csi::METHODS, larder::METHODS, pluginregistration::METHODS, snapshotmetadata::METHODS]
+            .concat();
     for method in &all {
         assert_eq!(Method::by_path(method.path), Some(method));
     }
