@@ -26,7 +26,7 @@ use crate::{
     secrets::Secrets,
     volume::{
         Attributes, Capacity, Extent, Facts, FormatState, GroupSnapshot, HealthEntry, Listed, Page,
-        PoolStatus, Snapshot, SnapshotSpec, StorageHealth, Volume, VolumeSpec,
+        PoolStatus, Snapshot, SnapshotSpec, StorageHealth, Volume, VolumeSpec, VolumeUsage,
     },
 };
 use async_trait::async_trait;
@@ -485,6 +485,17 @@ pub trait Connect: Send + Sync {
         id: &VolumeId,
         attachment: Option<&Attachment>,
     ) -> Result<Vec<HealthEntry>>;
+
+    /// How full the volume is, where statfs of its mount does not tell: a directory whose size is
+    /// limited by a btrfs qgroup, or by nothing, shows the figures of the whole file system there.
+    /// None: statfs tells. Cheap enough for kubelet's stats rhythm.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    async fn usage(&self, id: &VolumeId) -> Result<Option<VolumeUsage>> {
+        let _ = id;
+        Ok(None)
+    }
 
     /// Whether file systems made from copies share their UUID, so that mounting needs `nouuid`
     /// (xfs clones).

@@ -170,6 +170,23 @@ pub struct Capacity {
     pub smallest: Option<Bytes>,
 }
 
+/// How full a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VolumeUsage {
+    /// Its size.
+    pub total: Bytes,
+    /// What can still be written.
+    pub available: Bytes,
+    /// What is used.
+    pub used: Bytes,
+    /// The most files and directories; 0 where they are not counted.
+    pub inodes: u64,
+    /// How many more can be made.
+    pub inodes_free: u64,
+    /// How many there are.
+    pub inodes_used: u64,
+}
+
 /// A part of a listing: at most `max` items after the item named `after`, in the order of ids.
 ///
 /// The order never changes while volumes come and go, so a walk through pages sees every volume

@@ -27,6 +27,10 @@ pub struct PoolConfig {
     /// Free space that new volumes, snapshots and growth leave alone.
     #[serde(default, skip_serializing_if = "is_zero", with = "quantity")]
     pub reserve: Bytes,
+    /// New volumes are refused where their size cannot be enforced (`dir`: no project quota, no
+    /// btrfs qgroup). Images are their size anyway.
+    #[serde(default)]
+    pub require_quota: bool,
     /// Make the pool's identity when the directory is empty (or absent).
     #[serde(default)]
     pub create: bool,
@@ -53,6 +57,7 @@ impl PoolConfig {
             mount: MountRule::Optional,
             overprovision: None,
             reserve: Bytes::ZERO,
+            require_quota: false,
             create: false,
         }
     }

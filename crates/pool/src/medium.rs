@@ -30,7 +30,7 @@ use crate::{
 use larder_model::{
     Bytes, Cx, Params, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
-    volume::{Attributes, Facts, FormatState, HealthEntry, VolumeSpec},
+    volume::{Attributes, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -74,6 +74,16 @@ pub trait Medium: Send + Sync + 'static {
     /// `Invalid`, naming the key.
     fn check_snapshot_parameters(&self, parameters: &Attributes) -> Result<()> {
         Params::new(parameters).finish()
+    }
+
+    /// Whether `pool` can hold volumes with these parameters at all, however much is free: where
+    /// not, its capacity for them is zero, so that schedulers look elsewhere. By default: yes.
+    ///
+    /// # Errors
+    /// What [`Medium::plan`] would say there.
+    fn suits(&self, pool: &Pool, parameters: &Attributes) -> Result<()> {
+        let _ = (pool, parameters);
+        Ok(())
     }
 
     /// Decides what a new volume will be, without effects. [`PlanRequest::size`] picks the size.
@@ -209,6 +219,15 @@ pub trait Medium: Send + Sync + 'static {
     ) -> Vec<HealthEntry> {
         let _ = (pool, volume, attachment);
         Vec::new()
+    }
+
+    /// [`larder_model::Connect::usage`]: None where statfs of a mount tells.
+    ///
+    /// # Errors
+    /// See there.
+    fn usage(&self, pool: &Pool, volume: &Entry) -> Result<Option<VolumeUsage>> {
+        let _ = (pool, volume);
+        Ok(None)
     }
 
     /// [`larder_model::Connect::copies_share_uuid`].
