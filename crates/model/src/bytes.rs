@@ -117,7 +117,7 @@ impl FromStr for Bytes {
 }
 
 /// The sizes that a caller accepts: at least `required`, at most `limit` (None: no ceiling).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct CapacityRange {
     /// The least size; zero when the caller does not care.
     pub required: Bytes,

@@ -23,7 +23,7 @@ impl Segments {
 }
 
 /// What the caller asks of a new volume's place. Entries are alternatives.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct TopologyRequirement {
     /// The volume must be usable from one of these (when any is given).
     pub requisite: Vec<Segments>,
