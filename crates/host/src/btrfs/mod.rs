@@ -2,7 +2,7 @@
 
 use crate::Usage;
 use larder_model::{Bytes, Fault, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether `dir` lies on btrfs.
 ///
@@ -33,6 +33,16 @@ pub fn snapshot(_from: &Path, _to: &Path, _read_only: bool) -> Result<()> {
 /// # Errors
 /// `Precondition` when it is no subvolume or something is mounted in it.
 pub fn delete_subvolume(_path: &Path) -> Result<()> {
+    Err(Fault::unsupported("btrfs"))
+}
+
+/// The subvolumes nested in subvolume `path` at any depth (workloads can make them), as paths
+/// relative to it, outer ones before those inside them. No walk through the tree: the file system
+/// keeps a list.
+///
+/// # Errors
+/// `Precondition` when it is no subvolume.
+pub fn nested(_path: &Path) -> Result<Vec<PathBuf>> {
     Err(Fault::unsupported("btrfs"))
 }
 

@@ -71,3 +71,12 @@ pub fn project_of(_path: &Path) -> Result<Option<u32>> {
 pub fn used_ids(_dir: &Path) -> Result<BTreeSet<u32>> {
     Err(Fault::unsupported("quota"))
 }
+
+/// Whether nothing on the file system of `dir` has the project `id`: neither usage nor a limit.
+/// One look-up, where [`used_ids`] lists all.
+///
+/// # Errors
+/// `Precondition` where project quota is not in force.
+pub fn is_free(_dir: &Path, _id: u32) -> Result<bool> {
+    Err(Fault::unsupported("quota"))
+}
