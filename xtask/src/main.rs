@@ -1,3 +1,67 @@
-//! xtask.
+//! `cargo xtask`: every developer command.
+//!
+//! ```text
+//! setup   the machine has what the others need
+//! check   format, lints, rules of the repository
+//! test    all of it, in stages, with one line of totals
+//! sanity  the official CSI conformance suite against a served pool
+//! vm      one command in a throw-away Debian machine
+//! demo    build Larder and show it
+//! ```
+//! A command that lacks something installs it as root, else names what to run.
 
-fn main() {}
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "developer CLI: runs cargo and friends and prints; there is no runtime to block"
+)]
+
+mod setup;
+mod vm;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Larder's developer commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what building, the demo and the tests need
+    Setup(setup::Args),
+    /// Run one command in a throw-away Debian virtual machine
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Vm(args) => vm::run(args),
+    }
+}
+
+/// The checkout's folder.
+fn root() -> PathBuf {
+    // xtask/ stands in it.
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
+}
