@@ -11,6 +11,7 @@
 //!   for xfs and btrfs.
 
 mod check;
+pub mod errors;
 mod grow;
 mod make;
 mod probe;
