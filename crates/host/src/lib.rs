@@ -17,6 +17,7 @@
 //! | [`freeze`] | freezing a file system with a watchdog that thaws it whatever happens |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`paths`] | target paths from outside |
+//! | [`beneath`] | directories reached without following a symlink |
 //! | [`command`] | other programs: deadline, own process group, masked secrets |
 //! | [`fake`] | an in-memory kernel for tests |
 //! | [`internal`] | what this program does when it runs itself as a helper process |
@@ -27,6 +28,7 @@
 //!
 //! `unsafe` stands only in the small modules called `sys`.
 
+pub mod beneath;
 pub mod btrfs;
 pub mod command;
 pub mod copy;
