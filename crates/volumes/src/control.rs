@@ -74,13 +74,29 @@ struct Inner {
     claims: Claims,
     in_use: Option<Arc<dyn InUse>>,
     ready: AtomicBool,
+    #[cfg(any(test, feature = "testing"))]
+    contexts: std::sync::OnceLock<Box<dyn Fn() -> Cx + Send + Sync>>,
 }
 
 impl ControlEngine {
     /// The engine of `backend`. `claims` is shared with the driver's node engine. `in_use` is that
     /// node engine, where this process serves both: it keeps mounted volumes from being deleted.
     pub fn new(backend: Arc<dyn Backend>, claims: Claims, in_use: Option<Arc<dyn InUse>>) -> Self {
-        Self(Arc::new(Inner { backend, claims, in_use, ready: AtomicBool::new(false) }))
+        Self(Arc::new(Inner {
+            backend,
+            claims,
+            in_use,
+            ready: AtomicBool::new(false),
+            #[cfg(any(test, feature = "testing"))]
+            contexts: std::sync::OnceLock::new(),
+        }))
+    }
+
+    /// Takes the contexts of operations from `contexts` from now on: crash plans of tests. Only the
+    /// first such call counts.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn set_contexts(&self, contexts: impl Fn() -> Cx + Send + Sync + 'static) {
+        let _ = self.0.contexts.set(Box::new(contexts));
     }
 
     /// Starts the backend: waits for a predecessor to let go of the pools and mends what it left.
@@ -151,6 +167,10 @@ impl ControlEngine {
 
     /// The context of a new operation.
     fn cx(&self) -> Cx {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(contexts) = self.0.contexts.get() {
+            return contexts();
+        }
         Cx::new()
     }
 }

@@ -12,6 +12,8 @@
 pub mod claims;
 pub mod control;
 pub mod node;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use claims::{Claims, Fingerprint, Key, Operation, Running};
 pub use control::ControlEngine;
