@@ -75,6 +75,18 @@ pub fn grow_preallocated(path: &Path, size: Bytes) -> Result<Bytes> {
     Ok(size)
 }
 
+/// Reserves the space of a whole file that exists: what is a hole gets blocks that read as zeros,
+/// what has blocks keeps them (also those shared with other files).
+///
+/// # Errors
+/// `NotFound`; `Exhausted` when the space is not there.
+pub fn reserve_all(path: &Path) -> Result<()> {
+    let what = || format!("reserve the space of image {}", path.display());
+    let (file, size) = open_for_growth(path, &what)?;
+    reserve(&file, path, Bytes::ZERO, size)?;
+    file.sync_all().map_err(|e| Fault::io(what(), e))
+}
+
 fn open_for_growth(path: &Path, what: &impl Fn() -> String) -> Result<(File, Bytes)> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(CWD, path, flags, Mode::empty())

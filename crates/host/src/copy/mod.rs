@@ -1,5 +1,9 @@
 //! Copies: reflinks, sparse files, whole trees.
 
+mod unnamed;
+
+pub use unnamed::reflink_unnamed;
+
 use larder_model::{Cx, Fault, Result};
 use std::path::Path;
 
