@@ -1,0 +1,69 @@
+//! Where a mounted device can be reached by path, so that its file system can be frozen.
+//!
+//! A device may be mounted in several mount namespaces, at paths that another mount hides, or only
+//! inside a container. Freezing acts on whatever a path shows at that moment, so a path counts only
+//! when the mount that it shows is proven to be this device's: by the id of the mount, which is
+//! unique on the machine, and that mount's device in the table of its namespace. (btrfs shows a
+//! device number of its own in the table; there the mount's source is compared.)
+
+use larder_host::{DeviceUser, Host, LoopInfo, MountEntry, mounts::parse_mountinfo};
+use larder_model::{Fault, Result};
+use std::path::{Path, PathBuf};
+
+/// A path that shows a file system on the device.
+///
+/// # Errors
+/// `Precondition` where none of its mounts can be reached.
+pub(crate) fn reach(host: &Host, device: &LoopInfo, users: &[DeviceUser]) -> Result<PathBuf> {
+    let table = host.mounts.table()?;
+    for entry in table.iter().filter(|entry| is_of(host, entry, device)) {
+        if shows(host, &entry.target, entry) {
+            return Ok(entry.target.clone());
+        }
+    }
+    for user in users {
+        let DeviceUser::Mount { pid, target, .. } = user else { continue };
+        let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) else { continue };
+        let Ok(inside) = target.strip_prefix("/") else { continue };
+        let path = PathBuf::from(format!("/proc/{pid}/root")).join(inside);
+        let entries = parse_mountinfo(&text).unwrap_or_default();
+        let ours = entries.iter().filter(|e| e.target == *target && is_of(host, e, device));
+        for entry in ours {
+            if shows(host, &path, entry) {
+                return Ok(path);
+            }
+        }
+    }
+    Err(Fault::precondition(format!(
+        "hold back writes to {}: its file system is mounted where it cannot be reached ({})",
+        device.path.display(),
+        users.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    ))
+    .hint("unmount what hides it, or run with the host's process ids (hostPID)"))
+}
+
+/// The mounts of the device in our own namespace.
+pub(crate) fn here(host: &Host, device: &LoopInfo) -> Result<Vec<MountEntry>> {
+    let mut table = host.mounts.table()?;
+    table.retain(|entry| is_of(host, entry, device));
+    Ok(table)
+}
+
+fn is_of(host: &Host, entry: &MountEntry, device: &LoopInfo) -> bool {
+    if entry.device == device.device {
+        return true;
+    }
+    // devtmpfs shows the device's *file*: whoever has it bind-mounted has not mounted what is on it.
+    entry.device.major == 0
+        && entry.fs_type == "btrfs"
+        && entry.source.starts_with("/dev/")
+        && (Path::new(&entry.source) == device.path
+            || host
+                .mounts
+                .block_device(Path::new(&entry.source))
+                .is_ok_and(|found| found == device.device))
+}
+
+fn shows(host: &Host, path: &Path, entry: &MountEntry) -> bool {
+    host.mounts.mount_root(path).is_ok_and(|root| root.is_some_and(|root| root.mount == entry.id))
+}
