@@ -126,15 +126,52 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// `Conflict` when `to` exists; see [`Fault::io`].
 pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
-    let what = || format!("rename {} to {}", from.display(), to.display());
-    rustix::fs::renameat_with(CWD, from, CWD, to, rustix::fs::RenameFlags::NOREPLACE)
-        .map_err(|e| rename_fault(what(), e))?;
+    rename_new_unsynced(from, to)?;
     sync_both(from, to)
+}
+
+/// As [`rename_new`], without making it durable: for callers that fsync the directory themselves,
+/// outside of a lock.
+///
+/// # Errors
+/// As [`rename_new`].
+pub fn rename_new_unsynced(from: &Path, to: &Path) -> Result<()> {
+    use rustix::{fs::RenameFlags, io::Errno};
+    let what = || format!("rename {} to {}", from.display(), to.display());
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // NFS has no such rename. There a plain one still never replaces a directory that holds
+        // anything.
+        Err(Errno::INVAL | Errno::NOSYS) => match rustix::fs::lstat(to) {
+            Ok(_) => Err(rename_fault(what(), Errno::EXIST)),
+            Err(_) => rustix::fs::rename(from, to).map_err(|e| rename_fault(what(), e)),
+        },
+        other => other.map_err(|e| rename_fault(what(), e)),
+    }
+}
+
+/// Writes a file that must not exist yet (mode 0600), durably but for its name: a crash leaves it
+/// whole, in part or not at all. For folders that become visible only when they are complete.
+///
+/// # Errors
+/// `Conflict` when it exists; see [`Fault::io`].
+pub fn write_new(path: &Path, contents: &[u8]) -> Result<()> {
+    let attempt = || -> std::io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600))?;
+        let mut file = File::from(fd);
+        file.write_all(contents)?;
+        file.sync_all()
+    };
+    attempt().map_err(|e| {
+        let exists = e.kind() == ErrorKind::AlreadyExists;
+        let fault = Fault::io(format!("write {}", path.display()), e);
+        if exists { fault.with_kind(Kind::Conflict) } else { fault }
+    })
 }
 
 fn rename_fault(what: String, error: rustix::io::Errno) -> Fault {
     match error {
-        rustix::io::Errno::EXIST => io_fault(what, error).with_kind(Kind::Conflict),
+        rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY => io_fault(what, error).with_kind(Kind::Conflict),
         rustix::io::Errno::XDEV => io_fault(what, error)
             .with_kind(Kind::Precondition)
             .hint("both must be on one file system"),

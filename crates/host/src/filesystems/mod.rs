@@ -127,3 +127,13 @@ pub trait FileSystems: Send + Sync {
     /// As [`FileSystems::probe`].
     fn identity(&self, device: &Path) -> Result<Identity>;
 }
+
+/// Whether the file system at `path` (or this mount of it) refuses writing.
+///
+/// # Errors
+/// See [`larder_model::Fault::io`].
+pub fn is_read_only(path: &Path) -> Result<bool> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(|e| crate::sys::io_fault(format!("look at {}", path.display()), e))?;
+    Ok(stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
