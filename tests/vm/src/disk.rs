@@ -39,11 +39,7 @@ impl Disk {
     /// The name is not 1–20 characters of `[a-z0-9-]` (a virtio serial holds 20), or
     /// the file cannot be made.
     pub fn new(name: &str, path: impl Into<PathBuf>, bytes: u64) -> Result<Self> {
-        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        ensure!(
-            (1..=20).contains(&name.len()) && name.chars().all(valid),
-            "disk name {name:?} is not 1 to 20 of [a-z0-9-]"
-        );
+        check_name(name)?;
         let path = path.into();
         let file = File::options().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("failed to open disk {}", path.display()))?;
@@ -51,6 +47,16 @@ impl Disk {
             file.set_len(bytes)?;
         }
         Ok(Self { name: name.to_owned(), path, cache: Cache::default(), log: None })
+    }
+
+    /// The same file under another name, for machines with several copies of a disk.
+    ///
+    /// # Errors
+    /// The name is not valid, see [`Self::new`].
+    pub fn renamed(mut self, name: &str) -> Result<Self> {
+        check_name(name)?;
+        name.clone_into(&mut self.name);
+        Ok(self)
     }
 
     /// Sets what a flush means.
@@ -96,6 +102,15 @@ impl Disk {
         let log = self.log.as_deref().context("the disk is not recorded")?;
         WriteLog::read(log)
     }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    ensure!(
+        (1..=20).contains(&name.len()) && name.chars().all(valid),
+        "disk name {name:?} is not 1 to 20 of [a-z0-9-]"
+    );
+    Ok(())
 }
 
 fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
