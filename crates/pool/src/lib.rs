@@ -3,19 +3,52 @@
 //! A *pool* is a directory with an identity. A [`Medium`] says what one volume in it is made of (a
 //! directory, an image file) and how that is made, copied, cut, grown and removed.
 //!
+//! From it [`LocalBackend`] implements all of [`larder_model::Backend`]: names and records, locks,
+//! idempotency, listing, capacity, undo, recovery after a crash, pools that go away and come back.
+//!
 //! | module | what it holds |
 //! |---|---|
 //! | [`medium`] | what a backend implements |
-//! | [`record`] | what is written beside each volume and snapshot, and its format versions |
+//! | [`backend`] | [`LocalBackend`] |
 //! | [`config`] | how a pool is configured |
-//! | [`pool`] | an open pool, as a medium sees it |
+//! | [`identity`] | what proves that a directory is a pool |
+//! | [`owner`] | which process owns a pool |
+//! | [`record`] | what is written beside each volume and snapshot, and its format versions |
+//! | [`pool`] | an open pool; away and back |
+//! | `layout` | names inside a pool |
+//! | `places` | the configured pools, start and hand-over |
+//! | `catalog` | the records in memory |
+//! | `build` | creation and deletion by one rename, and what a power cut can leave |
+//! | `recover` | mending what a killed process left |
+//! | `claims` | who works on which name |
+//! | `room` | over-provisioning, reserve, capacity |
+//! | `volumes`, `snapshots`, `statics`, `listing`, `health`, `node` | the operations |
 
+pub mod backend;
+mod build;
+mod catalog;
+mod claims;
 pub mod config;
+mod health;
+pub mod identity;
+mod layout;
+mod listing;
 pub mod medium;
+mod node;
+pub mod owner;
+mod places;
 pub mod pool;
 pub mod record;
+mod recover;
+mod room;
+mod snapshots;
+mod statics;
+mod volumes;
 
+pub use backend::LocalBackend;
 pub use config::{MountRule, PoolConfig};
+pub use identity::{Identity, init};
 pub use medium::{Medium, Origin, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
+pub use owner::{OwnerNote, owner};
 pub use pool::{Entry, Pool, SnapshotEntry};
 pub use record::{Access, SnapshotRecord, SourceRef, VolumeRecord};

@@ -119,6 +119,13 @@ pub trait Medium: Send + Sync + 'static {
     /// `Exhausted`, `Precondition` (in use, and only offline growth is possible).
     fn grow(&self, pool: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()>;
 
+    /// The space that growing to `size` takes at once (preallocated images); what the pool does not
+    /// have free is refused before [`Medium::grow`] is called.
+    fn growth_allocates(&self, pool: &Pool, volume: &Entry, size: Bytes) -> Bytes {
+        let _ = (pool, volume, size);
+        Bytes::ZERO
+    }
+
     /// Who uses the volume on this machine, in words, for refusing its deletion. None: nobody.
     ///
     /// # Errors

@@ -1,0 +1,110 @@
+//! Pages of volumes and snapshots over all pools.
+//!
+//! The order is that of the ids as text, which never changes while volumes come and go: a page
+//! begins after an id, whether or not that one still exists. So a walk sees everything that was
+//! there all the time exactly once. A pool that is away is left out; the call fails only when all are.
+
+use crate::{backend::Core, medium::Medium, pool::Pool, record::SnapshotRecord, statics};
+use larder_model::{
+    Fault, Native, Result, VolumeId,
+    volume::{Listed, Page, Snapshot, Volume},
+};
+
+impl<M: Medium> Core<M> {
+    pub(crate) fn list_volumes(&self, page: &Page) -> Result<Listed<Volume>> {
+        self.walk(page, |pool, after, max| {
+            let created = pool.catalog().page(after, max, None)?;
+            let mut entries: Vec<_> =
+                created.into_iter().map(|(native, record)| pool.entry(native, record)).collect();
+            let last = (entries.len() == max)
+                .then(|| entries.last().map(|entry| entry.id.native().clone()))
+                .flatten();
+            let mut statics = statics::names(&*self.medium, pool)?;
+            statics.retain(|native| {
+                after.is_none_or(|after| native > after)
+                    && last.as_ref().is_none_or(|last| native < last)
+                    && !pool.catalog().contains(crate::layout::Shelf::Volumes, native)
+            });
+            for native in statics.into_iter().take(max) {
+                match statics::find(&*self.medium, pool, &native) {
+                    Ok(entry) => entries.extend(entry),
+                    Err(fault) => tracing::warn!("leave a static volume out of a list: {fault}"),
+                }
+            }
+            entries.sort_by(|a, b| a.id.native().cmp(b.id.native()));
+            entries.truncate(max);
+            Ok(entries.iter().map(|entry| self.describe(entry)).collect())
+        })
+    }
+
+    pub(crate) fn list_snapshots(
+        &self,
+        source: Option<&VolumeId>,
+        page: &Page,
+    ) -> Result<Listed<Snapshot>> {
+        self.walk(page, |pool, after, max| {
+            if source.is_some_and(|source| source.pool() != pool.name()) {
+                return Ok(Vec::new());
+            }
+            let cut_from = source.map(|source| source.native());
+            let found = pool.catalog().page::<SnapshotRecord>(after, max, cut_from)?;
+            let describe =
+                |(native, record)| self.describe_snapshot(&pool.snapshot_entry(native, record));
+            Ok(found.into_iter().map(describe).collect())
+        })
+    }
+
+    /// Collects one item more than asked for, to know whether there are more.
+    fn walk<T>(
+        &self,
+        page: &Page,
+        list: impl Fn(&Pool, Option<&Native>, usize) -> Result<Vec<T>>,
+    ) -> Result<Listed<T>> {
+        let wanted = page.max.map_or(usize::MAX, |max| max.saturating_add(1));
+        let mut items = Vec::new();
+        let mut readable = false;
+        let mut away: Option<Fault> = None;
+        for name in self.places.names_by_id() {
+            if items.len() >= wanted {
+                break;
+            }
+            let prefix = format!("{name}/");
+            let after = match page.after.as_deref() {
+                Some(after) => match after.strip_prefix(&prefix) {
+                    Some(native) => match native.parse::<Native>() {
+                        Ok(native) => Some(native),
+                        Err(_) => return Err(not_ours(after)),
+                    },
+                    None if after > prefix.as_str() => continue,
+                    None => None,
+                },
+                None => None,
+            };
+            let found = self
+                .places
+                .get(name)
+                .and_then(|pool| list(&pool, after.as_ref(), wanted - items.len()));
+            match found {
+                Ok(found) => {
+                    readable = true;
+                    items.extend(found);
+                }
+                Err(fault) => away = away.or(Some(fault)),
+            }
+        }
+        // An empty page would say that the list is complete.
+        if let (false, Some(fault)) = (readable, away) {
+            return Err(fault);
+        }
+        let more = items.len() == wanted;
+        if more {
+            items.truncate(wanted - 1);
+        }
+        Ok(Listed { items, more })
+    }
+}
+
+fn not_ours(token: &str) -> Fault {
+    Fault::aborted(format!("continue a list after {}", larder_model::id::quoted(token)))
+        .hint("begin again without a token")
+}

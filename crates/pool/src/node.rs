@@ -1,0 +1,98 @@
+//! The node's half: finding the volume for the medium, and the record of its file system.
+
+use crate::{backend::Core, medium::Medium};
+use larder_model::{
+    Bytes, Cx, Fault, Kind, Result, VolumeId,
+    backend::{Attachment, ConnectRequest, Source},
+    volume::{FormatState, HealthEntry, HealthStatus},
+};
+
+impl<M: Medium> Core<M> {
+    pub(crate) fn connect_volume(
+        &self,
+        request: &ConnectRequest,
+        cx: &Cx,
+    ) -> Result<(Source, Attachment)> {
+        let (pool, entry) = self.find(&request.id)?;
+        self.medium.connect(&pool, &entry, request, cx)
+    }
+
+    /// With an attachment the device can be released although volume or pool are gone; without one
+    /// it must be looked for, and not being able to look is not the same as nothing being there.
+    pub(crate) fn disconnect_volume(
+        &self,
+        id: &VolumeId,
+        attachment: Option<&Attachment>,
+        cx: &Cx,
+    ) -> Result<()> {
+        let entry = match self.find(id) {
+            Ok((_, entry)) => Some(entry),
+            Err(fault) if fault.kind() == Kind::NotFound => None,
+            Err(_) if attachment.is_some() => None,
+            Err(fault) => return Err(fault),
+        };
+        if entry.is_none() && attachment.is_none() {
+            return Ok(());
+        }
+        self.medium.disconnect(id, entry.as_ref(), attachment, cx)
+    }
+
+    pub(crate) fn is_connected(&self, id: &VolumeId, attachment: &Attachment) -> Result<bool> {
+        let entry = self.find(id).ok().map(|(_, entry)| entry);
+        self.medium.is_connected(id, entry.as_ref(), attachment)
+    }
+
+    pub(crate) fn format_state(&self, id: &VolumeId) -> Result<FormatState> {
+        let (_, entry) = self.find(id)?;
+        // Nothing recorded is nothing known.
+        Ok(entry.record.file_system.unwrap_or(FormatState::Foreign))
+    }
+
+    pub(crate) fn set_format_state(&self, id: &VolumeId, state: FormatState) -> Result<()> {
+        let (pool, entry) = self.find(id)?;
+        pool.update_record(&entry, |record| {
+            record.file_system = Some(state);
+            Ok(())
+        })
+        .map(drop)
+        .map_err(|fault| fault.during(format!("note the file system of volume {id}")))
+    }
+
+    pub(crate) fn refresh_size(
+        &self,
+        id: &VolumeId,
+        attachment: &Attachment,
+        cx: &Cx,
+    ) -> Result<Bytes> {
+        let (pool, entry) = self.find(id)?;
+        self.medium.refresh_size(&pool, &entry, attachment, cx)
+    }
+
+    pub(crate) fn node_health(
+        &self,
+        id: &VolumeId,
+        attachment: Option<&Attachment>,
+    ) -> Result<Vec<HealthEntry>> {
+        match self.find(id) {
+            Ok((pool, entry)) => {
+                let mut found = self.findings(&pool, &entry);
+                found.extend(self.medium.node_health(&pool, &entry, attachment));
+                Ok(found)
+            }
+            Err(fault) if fault.kind() == Kind::Corrupt => Ok(vec![HealthEntry {
+                status: HealthStatus::Inaccessible,
+                reason: "RecordUnreadable",
+                message: fault.to_string(),
+            }]),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// The bytes that a volume's data takes on the pool's file system.
+    pub(crate) fn allocated(&self, id: &VolumeId) -> Result<Bytes> {
+        let (pool, entry) = self.find(id)?;
+        self.medium
+            .allocated(&pool, &entry.data)
+            .map_err(|fault: Fault| fault.during(format!("measure volume {id}")))
+    }
+}

@@ -1,0 +1,84 @@
+//! Who owns a pool.
+//!
+//! One process at a time works in a pool that is not shared: it holds `.larder/lock` (`flock`, so
+//! the kernel lets go of it when the process ends, however it ends) and writes into it who it is. The
+//! note is for people and for the CLI, which talks to the owner instead of working behind its back;
+//! only the lock itself decides anything.
+
+use crate::layout::owner_lock;
+use larder_host::lock::{self, FileLock, Holder};
+use larder_model::{Fault, Result};
+use serde::Serialize;
+use std::{fmt, path::Path};
+
+/// Who serves a pool, as it says itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnerNote {
+    /// Its process id, in its own process namespace.
+    pub pid: u32,
+    /// The driver.
+    pub driver: String,
+    /// Where the driver listens.
+    pub endpoint: Option<String>,
+}
+
+impl OwnerNote {
+    /// This process, serving `driver` at `endpoint`.
+    pub fn this(driver: impl Into<String>, endpoint: Option<String>) -> Self {
+        Self { pid: std::process::id(), driver: driver.into(), endpoint }
+    }
+}
+
+impl fmt::Display for OwnerNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.pid)?;
+        if !self.driver.is_empty() {
+            write!(f, " ({})", self.driver)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes the pool; `Err(note)` when somebody else has it.
+pub(crate) fn take(
+    pool: &Path,
+    note: &OwnerNote,
+) -> Result<std::result::Result<FileLock, Option<OwnerNote>>> {
+    let path = owner_lock(pool);
+    let Some(lock) = FileLock::try_exclusive(&path)? else { return Ok(Err(read_note(&path))) };
+    // A full disk must not keep a pool from being served, and emptied.
+    if let Err(fault) = lock.announce(&Holder {
+        pid: note.pid,
+        endpoint: note.endpoint.clone(),
+        what: note.driver.clone(),
+    }) {
+        tracing::warn!(pool = %pool.display(), "cannot note the owner in the lock: {fault}");
+    }
+    Ok(Ok(lock))
+}
+
+fn read_note(lock: &Path) -> Option<OwnerNote> {
+    let Holder { pid, endpoint, what } = lock::holder(lock)?;
+    Some(OwnerNote { pid, driver: what, endpoint })
+}
+
+/// The process that owns the pool in `path` just now; None: nobody does (or it is shared).
+///
+/// # Errors
+/// `Unavailable`: there is no pool. I/O.
+pub fn owner(path: &Path) -> Result<Option<OwnerNote>> {
+    if crate::identity::read(path)?.is_none() {
+        return Err(crate::identity::missing(path));
+    }
+    let file = owner_lock(path);
+    match std::fs::exists(&file) {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(e) => return Err(Fault::io(format!("look at {}", file.display()), e)),
+    }
+    Ok(match FileLock::try_shared(&file)? {
+        Some(_free) => None,
+        None => Some(read_note(&file).unwrap_or_default()),
+    })
+}

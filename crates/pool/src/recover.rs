@@ -1,0 +1,119 @@
+//! Mending what a killed process left.
+//!
+//! Only two folders can hold left-overs, because each change of a pool is one rename:
+//! - `creating`: never acknowledged, never visible. Moved to `deleting` before the pool serves, since
+//!   the next call for that name builds at the same place;
+//! - `deleting`: gone for everybody already. Removed in a thread of its own, so that a start does
+//!   not wait for a million files; a crash there is continued by the next start.
+//!
+//! What has a name that we do not give is left alone and said in the log.
+
+use crate::{
+    layout::{CREATING, DELETING, Shelf, parse_grave, parse_work},
+    medium::Medium,
+    pool::Pool,
+};
+use larder_host::durable;
+use larder_model::{Cx, Fault, Native, Result};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Called once for each opening of a pool, before it serves.
+pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool) -> Result<()> {
+    if pool.was_read_only() {
+        return Ok(());
+    }
+    if !pool.config().shared {
+        empty_scratch(pool)?;
+    }
+    for (path, shelf, native) in works(&pool.path().join(CREATING), parse_work)? {
+        // In a shared pool another node may be building it at this moment.
+        let Ok(_lock) = pool.shared_lock_now(shelf, &native) else { continue };
+        let place = shelf.place(pool.path(), &native);
+        if same_inode(&path, &place) {
+            tracing::warn!("{} and {} are one directory", path.display(), place.display());
+            continue;
+        }
+        let grave = shelf.grave(pool.path(), &native);
+        std::fs::rename(&path, &grave)
+            .map_err(|e| Fault::io(format!("move {} aside", path.display()), e))?;
+        tracing::info!(pool = %pool.name(), "took back the unfinished {shelf} {native}");
+    }
+    let graves = works(&pool.path().join(DELETING), parse_grave)?;
+    if graves.is_empty() {
+        return Ok(());
+    }
+    let (medium, pool) = (medium.clone(), pool.clone());
+    let sweep = move || {
+        for (path, shelf, native) in graves {
+            let Ok(_lock) = pool.shared_lock_now(shelf, &native) else { continue };
+            if let Err(fault) = bury(&*medium, &pool, &path, &Cx::new()) {
+                tracing::warn!(pool = %pool.name(), "{fault}; the next start tries again");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("larder-sweep".to_owned())
+        .spawn(sweep)
+        .map(drop)
+        .map_err(|e| Fault::internal("start the sweeper").because(e))
+}
+
+/// Removes one folder in `deleting`. Somebody else is at it: done.
+pub(crate) fn bury<M: Medium>(medium: &M, pool: &Pool, grave: &Path, cx: &Cx) -> Result<()> {
+    let Some(name) = grave.file_name() else { return Ok(()) };
+    if !pool.removing().insert(name.to_owned()) {
+        return Ok(());
+    }
+    let result = clear(medium, pool, grave, cx);
+    pool.removing().remove(name);
+    result
+}
+
+/// Removes a folder that nobody can see: in `creating` or `deleting`.
+pub(crate) fn clear<M: Medium>(medium: &M, pool: &Pool, folder: &Path, cx: &Cx) -> Result<()> {
+    if folder.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        medium.remove(pool, folder, cx)?;
+    }
+    durable::remove_tree(folder)
+}
+
+/// The folders in `deleting` that belonged to `native`.
+pub(crate) fn graves_of(pool: &Pool, shelf: Shelf, native: &Native) -> Result<Vec<PathBuf>> {
+    let all = works(&pool.path().join(DELETING), parse_grave)?;
+    Ok(all.into_iter().filter(|(_, s, n)| (*s, n) == (shelf, native)).map(|(p, ..)| p).collect())
+}
+
+type Work = (PathBuf, Shelf, Native);
+
+fn works(folder: &Path, parse: fn(&str) -> Option<(Shelf, Native)>) -> Result<Vec<Work>> {
+    let io = |e| Fault::io(format!("list {}", folder.display()), e);
+    let mut works = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        match entry.file_name().to_str().and_then(parse) {
+            Some((shelf, native)) => works.push((entry.path(), shelf, native)),
+            None => tracing::warn!("leave {} alone: it is not ours", entry.path().display()),
+        }
+    }
+    Ok(works)
+}
+
+fn same_inode(a: &Path, b: &Path) -> bool {
+    match (a.symlink_metadata(), b.symlink_metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn empty_scratch(pool: &Pool) -> Result<()> {
+    let folder = pool.scratch();
+    let io = |e| Fault::io(format!("list {}", folder.display()), e);
+    for entry in std::fs::read_dir(&folder).map_err(io)? {
+        durable::remove_tree(&entry.map_err(io)?.path())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Snapshots: cut, find, delete.
+//!
+//! A snapshot lives in its volume's pool as a copy of its own: deleting the volume leaves it whole.
+
+use crate::{
+    backend::Core,
+    build::{build, raze},
+    layout::Shelf,
+    medium::{Medium, Origin},
+    pool::{Pool, SnapshotEntry},
+    record::{FORMAT, SnapshotRecord},
+    volumes::refuse_formatting,
+};
+use larder_model::{
+    Bytes, Cx, Fault, Result, SnapshotId, VolumeId,
+    volume::{Snapshot, SnapshotSpec},
+};
+use serde_json::Map;
+use uuid::Uuid;
+
+impl<M: Medium> Core<M> {
+    pub(crate) fn ensure_snapshot(&self, spec: &SnapshotSpec, cx: &Cx) -> Result<Snapshot> {
+        let id = &spec.id;
+        if id.pool() != spec.source.pool() {
+            return Err(Fault::invalid(format!(
+                "cut snapshot {id} of volume {}: it lives in its volume's pool",
+                spec.source
+            )));
+        }
+        let pool = self.places.get(id.pool())?;
+        let _claim = self.claims.alone(Shelf::Snapshots, id.native(), "cut")?;
+        let _lock = pool.shared_lock(Shelf::Snapshots, id.native(), "use", true)?;
+        self.cut_or_match(&pool, spec, cx)
+            .map_err(|fault| fault.during(format!("cut snapshot {id}")))
+    }
+
+    fn cut_or_match(&self, pool: &Pool, spec: &SnapshotSpec, cx: &Cx) -> Result<Snapshot> {
+        let native = spec.id.native();
+        let source = spec.source.native();
+        if let Some(entry) = pool.snapshot(native)? {
+            let record = &entry.record;
+            let what = if record.source != *source {
+                format!(
+                    "it is of volume {}",
+                    VolumeId::new(pool.name().clone(), record.source.clone())
+                )
+            } else if record.name != spec.name.as_str() {
+                format!("it was asked for as {:?}", record.name)
+            } else {
+                return Ok(self.describe_snapshot(&entry));
+            };
+            return Err(Fault::conflict(format!("it exists, but {what}"))
+                .hint("choose another name, or delete the other one"));
+        }
+        self.refuse_twins(Shelf::Snapshots, pool, native, |other| {
+            other.snapshot(native).map(|s| s.is_some_and(|s| s.record.name == spec.name.as_str()))
+        })?;
+        self.medium.check_snapshot_parameters(&spec.parameters)?;
+        pool.refuse_read_only()?;
+        let _reading =
+            self.claims.together(Shelf::Volumes, source, &format!("cut as {}", spec.id))?;
+        let _lock = pool.shared_lock(Shelf::Volumes, source, "use", false)?;
+        let volume = self
+            .lookup(pool, source)?
+            .ok_or_else(|| Fault::not_found(format!("find volume {}", spec.source)))?;
+        refuse_formatting(&volume)?;
+        let _promise = pool.promise(Bytes::ZERO, Bytes::ZERO)?;
+        let record = build(&*self.medium, pool, native, cx, |folder| {
+            cx.step("cut the volume's data")?;
+            let created = jiff::Timestamp::now();
+            let facts = self.medium.cut(pool, &volume, folder, cx)?;
+            self.refuse_changed(&Origin::Volume(pool.clone(), volume.clone()))?;
+            Ok(SnapshotRecord {
+                format: FORMAT,
+                id: Uuid::new_v4(),
+                name: spec.name.to_string(),
+                source: source.clone(),
+                source_id: volume.record.id,
+                size: facts.size,
+                created,
+                parameters: spec.parameters.clone(),
+                group: None,
+                file_system: volume.record.file_system,
+                source_medium: volume.record.medium.clone(),
+                medium: facts.medium,
+                rest: Map::new(),
+            })
+        })?;
+        Ok(self.describe_snapshot(&pool.snapshot_entry(native.clone(), record)))
+    }
+
+    pub(crate) fn delete_snapshot(&self, id: &SnapshotId, cx: &Cx) -> Result<()> {
+        let during = |fault: Fault| fault.during(format!("delete snapshot {id}"));
+        let native = id.native();
+        let pool = self.places.get(id.pool()).map_err(during)?;
+        let _claim = self.claims.alone(Shelf::Snapshots, native, "deleted")?;
+        let lock = pool.shared_lock(Shelf::Snapshots, native, "use", true)?;
+        let delete = || {
+            if let Some(entry) = pool.snapshot(native)?
+                && let Some(group) = &entry.record.group
+            {
+                return Err(Fault::invalid(format!("it is a member of group {group}"))
+                    .hint("delete the group"));
+            }
+            raze(&*self.medium, &pool, Shelf::Snapshots, native, cx)
+        };
+        delete().map_err(during)?;
+        pool.forget_locks(Shelf::Snapshots, native, lock);
+        Ok(())
+    }
+
+    pub(crate) fn get_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let pool = self.places.get(id.pool())?;
+        let entry = pool
+            .snapshot(id.native())?
+            .ok_or_else(|| Fault::not_found(format!("find snapshot {id}")))?;
+        Ok(self.describe_snapshot(&entry))
+    }
+
+    pub(crate) fn describe_snapshot(&self, entry: &SnapshotEntry) -> Snapshot {
+        let record = &entry.record;
+        Snapshot {
+            id: entry.id.clone(),
+            name: record.name.clone(),
+            source: VolumeId::new(entry.id.pool().clone(), record.source.clone()),
+            size: record.size,
+            created: record.created,
+            ready: true,
+            group: record.group.clone(),
+            topology: self.medium.facts().scope.segments().into_iter().collect(),
+        }
+    }
+}
