@@ -4,7 +4,7 @@ use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags},
     io::Errno,
 };
 use std::{
@@ -214,34 +214,6 @@ fn name_of(kind: FileType) -> &'static str {
     }
 }
 
-/// Opens `relative` below directory `root`. Neither `..` nor a symlink nor a mount point can lead out
-/// of it: the kernel resolves it (`openat2`, `RESOLVE_BENEATH`, no symlinks at all).
-///
-/// # Errors
-/// `NotFound`; `Invalid` when it would lead out of the root; `Precondition` for a symlink on the way.
-pub fn open_beneath(root: &Path, relative: &Path, directory: bool) -> Result<OwnedFd> {
-    let what = || format!("open {} in {}", relative.display(), root.display());
-    let kind = if directory { OFlags::DIRECTORY } else { OFlags::empty() };
-    let root_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, root, root_flags, Mode::empty())
-        .map_err(|e| io_fault(what(), e))?;
-    rustix::fs::openat2(
-        &root,
-        relative,
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | kind,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
-    )
-    .map_err(|e| match e {
-        Errno::XDEV => {
-            io_fault(format!("{}: it leads out of it", what()), e).with_kind(Kind::Invalid)
-        }
-        Errno::LOOP => io_fault(format!("{}: a symlink is in the way", what()), e)
-            .with_kind(Kind::Precondition),
-        _ => io_fault(what(), e),
-    })
-}
-
 impl AsRef<Path> for TargetPath {
     fn as_ref(&self) -> &Path {
         &self.0
@@ -330,26 +302,5 @@ mod tests {
         let fault = target(&dir.path().join("dangling/x")).prepare_dir().unwrap_err();
         assert_eq!(fault.kind(), Kind::Precondition);
         assert!(!dir.path().join("gone").exists());
-    }
-
-    #[test]
-    fn nothing_leads_out_of_a_root() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("root");
-        std::fs::create_dir_all(root.join("in")).unwrap();
-        std::fs::write(root.join("in/f"), "x").unwrap();
-        std::fs::write(dir.path().join("secret"), "x").unwrap();
-        symlink("..", root.join("up")).unwrap();
-        open_beneath(&root, Path::new("in/f"), false).unwrap();
-        open_beneath(&root, Path::new("in"), true).unwrap();
-        for (path, kind) in [
-            ("../secret", Kind::Invalid),
-            ("/etc/passwd", Kind::Invalid),
-            ("up/secret", Kind::Precondition),
-            ("in/none", Kind::NotFound),
-        ] {
-            let fault = open_beneath(&root, Path::new(path), false).unwrap_err();
-            assert_eq!(fault.kind(), kind, "{path}: {fault}");
-        }
     }
 }

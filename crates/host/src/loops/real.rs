@@ -69,11 +69,15 @@ impl Loops for RealLoops {
     fn find(&self, image: &Path) -> Result<Vec<LoopInfo>> {
         let meta = std::fs::metadata(image)
             .map_err(|e| Fault::io(format!("look at image {}", image.display()), e))?;
+        let mut found = self.list()?;
+        found.retain(|info| (info.backing_device, info.backing_inode) == (meta.dev(), meta.ino()));
+        Ok(found)
+    }
+
+    fn list(&self) -> Result<Vec<LoopInfo>> {
         let mut found = Vec::new();
         for number in attached()? {
-            found.extend(self.info(number)?.filter(|info| {
-                (info.backing_device, info.backing_inode) == (meta.dev(), meta.ino())
-            }));
+            found.extend(self.info(number)?);
         }
         Ok(found)
     }
