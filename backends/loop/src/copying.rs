@@ -355,7 +355,7 @@ mod tests {
     fn a_pool_with_reflink_copies_in_every_state(
         #[case] users: Option<Vec<DeviceUser>>,
         #[case] consistency: Consistency,
-        #[case] [freeze, sync]: [bool; 2],
+        #[case] held: [bool; 2],
     ) {
         for sharing in [Sharing::Direct, Sharing::Aside] {
             let way = decide(&seen(Bytes::gib(900), users.clone()), sharing, "x", Bytes::mib(1));
@@ -363,7 +363,7 @@ mod tests {
             assert_eq!(way.consistency, consistency);
             let unused = way.consistency == Consistency::Clean;
             assert_eq!(way.sharing == sharing, sharing == Sharing::Direct || !unused);
-            assert_eq!((way.freeze == [7], way.sync == [7]), (freeze, sync));
+            assert_eq!([way.freeze == [7], way.sync == [7]], held);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | reason | status | found by |
 //! |---|---|---|
-//! | `ImageMissing` | data loss | the file has no name any more |
+//! | `DataMissing` | data loss | there is no file of that name (found by the pool) |
 //! | `ImageTruncated` | data loss | smaller than the volume's recorded size |
 //! | `ImageReplaced` | inaccessible | the file at its name is not the one that is attached |
 //! | `ImageDeleted` | data loss | attached, but deleted below the device: lost with the last unmount |
@@ -17,7 +17,7 @@ use crate::{
     devices::{self, Attached, Image},
     mounted,
 };
-use larder_host::{Host, LoopInfo, filesystems::errors};
+use larder_host::{Host, LoopInfo, MountEntry, filesystems::errors};
 use larder_model::{
     Bytes, Fault,
     backend::Attachment,
@@ -84,15 +84,17 @@ pub(crate) fn of_device(host: &Host, path: &Path, attachment: &Attachment) -> Ve
     };
     let mut found = Vec::new();
     match image {
-        Some(image) if !attached.is(&image) => found.push(entry(
-            HealthStatus::Inaccessible,
-            "ImageReplaced",
-            format!(
-                "{} still uses the file that was at {} before; what is there now is not in use",
-                info.path.display(),
-                path.display()
-            ),
-        )),
+        Some(image) if !attached.is(&image) => {
+            return vec![entry(
+                HealthStatus::Inaccessible,
+                "ImageReplaced",
+                format!(
+                    "{} still uses the file that was at {} before; what is there now is not in use",
+                    info.path.display(),
+                    path.display()
+                ),
+            )];
+        }
         None => found.push(entry(
             HealthStatus::DataLoss,
             "ImageDeleted",
@@ -133,7 +135,9 @@ fn of_file_system(host: &Host, info: &LoopInfo) -> Vec<HealthEntry> {
             ),
         ));
     }
-    if let Some(mount) = mounts.iter().find(|m| errors::is_shut_down(&m.target)) {
+    let shut_down =
+        |m: &&MountEntry| option(&m.super_options, "shutdown") || errors::is_shut_down(&m.target);
+    if let Some(mount) = mounts.iter().find(shut_down) {
         found.push(entry(
             HealthStatus::Inaccessible,
             "FileSystemShutDown",

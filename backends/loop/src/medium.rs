@@ -20,6 +20,7 @@ use larder_pool::{
 use serde::Serialize;
 use serde_json::Value;
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,7 +29,7 @@ use std::{
 pub(crate) const IMAGE: &str = "image";
 
 /// Volumes as image files with loop devices.
-pub(crate) struct LoopMedium {
+pub struct LoopMedium {
     facts: Facts,
     host: Host,
     copier: Copier,
@@ -50,13 +51,15 @@ struct Cut {
     consistency: Consistency,
 }
 
+impl fmt::Debug for LoopMedium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoopMedium").finish_non_exhaustive()
+    }
+}
+
 impl LoopMedium {
-    pub(crate) fn new(
-        host: Host,
-        node: NodeName,
-        freezer: Arc<Freezer>,
-        limits: FreezeLimits,
-    ) -> Self {
+    /// Volumes on `node`. `freezer` protects the file systems of all pools and of our own state.
+    pub fn new(host: Host, node: NodeName, freezer: Arc<Freezer>, limits: FreezeLimits) -> Self {
         let facts = Facts {
             scope: Scope::Node(node),
             access_modes: AccessMode::SINGLE_NODE.to_vec(),
@@ -95,6 +98,22 @@ impl LoopMedium {
             (true, false) => Sharing::Direct,
         };
         self.copier.copy(&Job { from: &image.path, whose: &origin.name, to, sharing }, cx)
+    }
+
+    /// A full copy that cannot fit must not fill the pool on the way: other volumes' writes would
+    /// fail meanwhile.
+    fn refuse_without_room(&self, pool: &Pool, data: &Path) -> Result<()> {
+        let needed = image::allocated(data)?;
+        let free = self.host.filesystems.usage(pool.path())?.available;
+        let free = free.saturating_sub(pool.config().reserve);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Fault::exhausted(format!(
+            "find {needed} for a full copy in pool {}: {free} are free",
+            pool.name()
+        ))
+        .hint("delete volumes or snapshots, or move the pool to xfs (with reflink) or btrfs"))
     }
 
     /// Devices over the image, and over a former file of its name.
@@ -256,6 +275,9 @@ impl Medium for LoopMedium {
             size: volume.record.size,
             name: format!("volume {}", volume.id),
         };
+        if !below(pool).reflink {
+            self.refuse_without_room(pool, &volume.data)?;
+        }
         let consistency = self.copy(source, &to, false, cx)?;
         let cut = Image::sound(&to, volume.record.size)?;
         Ok(SnapshotFacts { size: cut.size, medium: value(&Cut { consistency })? })
@@ -270,6 +292,15 @@ impl Medium for LoopMedium {
             Allocation::Preallocated => image::grow_preallocated(&image.path, size)?,
         };
         Ok(())
+    }
+
+    fn growth_allocates(&self, _pool: &Pool, volume: &Entry, size: Bytes) -> Bytes {
+        match volume.medium::<Shape>() {
+            Ok(Shape { allocation: Allocation::Preallocated, .. }) => {
+                size.saturating_sub(volume.record.size)
+            }
+            _ => Bytes::ZERO,
+        }
     }
 
     fn in_use(&self, _pool: &Pool, volume: &Entry) -> Result<Option<String>> {
