@@ -4,15 +4,42 @@ use crate::{
     endpoint::Endpoint,
     layers::{Request, Response},
 };
-use larder_model::{Fault, Kind};
-use larder_proto::csi;
+use larder_model::Fault;
+use larder_proto::{csi, larder};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+/// A call that got no answer: the connection failed.
+///
+/// A type of its own, because calls that fail with a boxed error directly cannot be spawned (the
+/// compiler cannot prove their futures `Send`).
+#[derive(Debug)]
+pub struct TransportError(Box<dyn std::error::Error + Send + Sync>);
+
+impl TransportError {
+    pub(crate) fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl std::fmt::Display for TransportError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The cause stands in its place: gRPC clients look for it to tell what happened.
+impl std::error::Error for TransportError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+/// What gRPC clients call through.
+pub type Channel = BoxCloneSyncService<Request, Response, TransportError>;
 
 /// Anything that answers gRPC requests: a driver of this process, or a connection.
 #[derive(Clone)]
-pub struct Client(BoxCloneSyncService<Request, Response, Error>);
+pub struct Client(Channel);
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -25,10 +52,10 @@ impl Client {
     pub fn in_process<S>(service: S) -> Self
     where
         S: Service<Request, Response = Response> + Clone + Send + Sync + 'static,
-        S::Error: Into<Error>,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         S::Future: Send + 'static,
     {
-        Self(BoxCloneSyncService::new(service.map_err(Into::into)))
+        Self(BoxCloneSyncService::new(service.map_err(TransportError::new)))
     }
 
     /// A client of whoever serves `endpoint`. Connects at the first call, and again after a loss.
@@ -39,68 +66,42 @@ impl Client {
         let channel = tonic::transport::Endpoint::try_from(endpoint.to_string())
             .map_err(|e| Fault::invalid(format!("use endpoint {endpoint}")).because(e))?
             .connect_lazy();
-        Ok(Self(BoxCloneSyncService::new(channel.map_err(Into::into))))
+        Ok(Self(BoxCloneSyncService::new(channel.map_err(TransportError::new))))
     }
 
     /// The Identity service.
-    pub fn identity(
-        &self,
-    ) -> csi::identity_client::IdentityClient<BoxCloneSyncService<Request, Response, Error>> {
+    pub fn identity(&self) -> csi::identity_client::IdentityClient<Channel> {
         csi::identity_client::IdentityClient::new(self.0.clone())
     }
     /// The Controller service.
-    pub fn controller(
-        &self,
-    ) -> csi::controller_client::ControllerClient<BoxCloneSyncService<Request, Response, Error>>
-    {
+    pub fn controller(&self) -> csi::controller_client::ControllerClient<Channel> {
         csi::controller_client::ControllerClient::new(self.0.clone())
     }
     /// The GroupController service.
-    pub fn group_controller(
-        &self,
-    ) -> csi::group_controller_client::GroupControllerClient<
-        BoxCloneSyncService<Request, Response, Error>,
-    > {
+    pub fn group_controller(&self) -> csi::group_controller_client::GroupControllerClient<Channel> {
         csi::group_controller_client::GroupControllerClient::new(self.0.clone())
     }
     /// The SnapshotMetadata service.
     pub fn snapshot_metadata(
         &self,
-    ) -> csi::snapshot_metadata_client::SnapshotMetadataClient<
-        BoxCloneSyncService<Request, Response, Error>,
-    > {
+    ) -> csi::snapshot_metadata_client::SnapshotMetadataClient<Channel> {
         csi::snapshot_metadata_client::SnapshotMetadataClient::new(self.0.clone())
     }
     /// The Node service.
-    pub fn node(
-        &self,
-    ) -> csi::node_client::NodeClient<BoxCloneSyncService<Request, Response, Error>> {
+    pub fn node(&self) -> csi::node_client::NodeClient<Channel> {
         csi::node_client::NodeClient::new(self.0.clone())
     }
-    /// The service itself, for further gRPC clients.
-    pub fn service(&self) -> BoxCloneSyncService<Request, Response, Error> {
+    /// What Larder's own tools ask, of drivers that are Larder's.
+    pub fn admin(&self) -> larder::admin_client::AdminClient<Channel> {
+        larder::admin_client::AdminClient::new(self.0.clone())
+    }
+    /// The channel itself, for further gRPC clients.
+    pub fn channel(&self) -> Channel {
         self.0.clone()
     }
 }
 
 /// A status from a driver as a fault, for callers that show it to people.
 pub fn fault(status: &tonic::Status) -> Fault {
-    use tonic::Code;
-    let kind = match status.code() {
-        Code::InvalidArgument => Kind::Invalid,
-        Code::NotFound => Kind::NotFound,
-        Code::AlreadyExists => Kind::Conflict,
-        Code::Aborted => Kind::Aborted,
-        Code::FailedPrecondition => Kind::Precondition,
-        Code::OutOfRange => Kind::OutOfRange,
-        Code::ResourceExhausted => Kind::Exhausted,
-        Code::PermissionDenied => Kind::Denied,
-        Code::Unauthenticated => Kind::Unauthenticated,
-        Code::Unavailable => Kind::Unavailable,
-        Code::DeadlineExceeded | Code::Cancelled => Kind::Deadline,
-        Code::Unimplemented => Kind::Unsupported,
-        Code::DataLoss => Kind::Corrupt,
-        Code::Ok | Code::Unknown | Code::Internal => Kind::Internal,
-    };
-    Fault::new(kind, status.message())
+    Fault::new(crate::status::kind(status.code()), status.message())
 }

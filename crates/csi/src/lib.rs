@@ -5,9 +5,18 @@
 //! engine's answer is turned back. Nothing here knows a backend, the operating system or Kubernetes.
 
 pub mod client;
+pub mod driver;
 pub mod endpoint;
 pub mod layers;
+mod registration;
+mod reply;
+mod request;
+mod services;
 pub mod socket;
+pub mod status;
 
 pub use client::Client;
+pub use driver::{Driver, Limits, Settings};
 pub use endpoint::Endpoint;
+pub use registration::Registered;
+pub use services::{SetLogLevel, State};

@@ -3,8 +3,14 @@
 //! A caller that floods the driver must not exhaust memory or threads for the others. Beyond the
 //! bound calls wait; beyond as many waiting again they are refused with UNAVAILABLE, which callers
 //! repeat with back-off. (RESOURCE_EXHAUSTED would make a provisioner move the volume elsewhere.)
+//!
+//! The place travels with the request and is held by the work, not by the caller: one who gives up
+//! and asks again does not get a second place for the same work.
+//!
+//! Calls that ask who the driver is, whether it lives and what it is doing need no place: a busy
+//! driver must not be taken for a dead one.
 
-use super::{BoxFuture, Request, Response};
+use super::{BoxFuture, Request, Response, service_and_method};
 use std::{
     sync::{
         Arc,
@@ -12,9 +18,16 @@ use std::{
     },
     task::{Context, Poll},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tower::{Layer, Service};
+
+/// A place among the running calls. Whoever does the work takes it out of the request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Place(#[allow(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// Services whose calls need no place.
+const ALWAYS: [&str; 3] = ["Identity", "Admin", "Registration"];
 
 /// Makes [`Admit`] services that share one bound.
 #[derive(Debug, Clone)]
@@ -68,7 +81,10 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        if ALWAYS.contains(&service_and_method(request.uri().path()).0) {
+            return Box::pin(self.inner.call(request));
+        }
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
         let AdmitLayer { running, waiting, queue } = self.layer.clone();
@@ -91,9 +107,8 @@ where
                     }
                 }
             };
-            let answer = ready.call(request).await;
-            drop(permit);
-            answer
+            request.extensions_mut().insert(Place(Arc::new(permit)));
+            ready.call(request).await
         })
     }
 }
@@ -109,9 +124,10 @@ mod tests {
         let most = Arc::new(AtomicUsize::new(0));
         let now = Arc::new(AtomicUsize::new(0));
         let (m, n) = (most.clone(), now.clone());
-        let slow = tower::service_fn(move |_: Request| {
+        let slow = tower::service_fn(move |request: Request| {
             let (most, now) = (m.clone(), n.clone());
             async move {
+                let _request = request;
                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 now.fetch_sub(1, Ordering::SeqCst);

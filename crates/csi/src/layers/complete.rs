@@ -5,7 +5,7 @@
 //! caller only waits for it. When the caller leaves, or its `grpc-timeout` passes, the work goes on,
 //! and the next equal call joins it (see `larder_volumes::claims`). Shutdown drains the tracker.
 
-use super::{BoxFuture, Request, Response};
+use super::{BoxFuture, Request, Response, admit::Place};
 use std::{
     task::{Context, Poll},
     time::Duration,
@@ -57,14 +57,19 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request) -> Self::Future {
         let deadline = timeout(request.headers()).unwrap_or(self.layer.longest);
         // The service that was polled ready is the one to call; its clone takes its place.
         let clone = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, clone);
         let span = tracing::Span::current();
-        let work =
-            self.layer.tracker.spawn(async move { ready.call(request).await }.instrument(span));
+        let place = request.extensions_mut().remove::<Place>();
+        let work = async move {
+            let answer = ready.call(request).await;
+            drop(place);
+            answer
+        };
+        let work = self.layer.tracker.spawn(work.instrument(span));
         Box::pin(async move {
             match tokio::time::timeout(deadline, work).await {
                 Ok(Ok(answer)) => answer,
@@ -145,6 +150,31 @@ mod tests {
         tracker.close();
         tracker.wait().await;
         assert_eq!(finished.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn work_whose_caller_gave_up_keeps_its_place() {
+        let (tracker, running) = (TaskTracker::new(), Arc::new(AtomicU32::new(0)));
+        let (now, go) = (running.clone(), Arc::new(tokio::sync::Notify::new()));
+        let wait = go.clone();
+        let slow = tower::service_fn(move |_: Request| {
+            let (now, wait) = (now.clone(), wait.clone());
+            async move {
+                now.fetch_add(1, Ordering::SeqCst);
+                wait.notified().await;
+                Ok::<_, std::convert::Infallible>(Response::default())
+            }
+        });
+        let service = tower::ServiceBuilder::new()
+            .layer(super::super::AdmitLayer::new(2, 100))
+            .layer(CompleteLayer::new(tracker.clone(), Duration::from_secs(60)))
+            .service(slow);
+        for _ in 0..20 {
+            let call = service.clone().oneshot(request(None));
+            let _ = tokio::time::timeout(Duration::from_millis(5), call).await;
+        }
+        assert_eq!(running.load(Ordering::SeqCst), 2);
+        go.notify_waiters();
     }
 
     #[tokio::test]

@@ -1,19 +1,22 @@
 //! What happens to every call, whatever it asks for.
 //!
 //! ```text
-//! connection ─▶ Observe ─▶ Admit ─▶ Complete ─▶ tonic service
-//!                 │          │          └ runs to its end on the tracker, whoever waits; panics
-//!                 │          │            become INTERNAL; the caller's deadline is kept
-//!                 │          └ at most so many at a time, so many waiting; more are UNAVAILABLE
+//! connection ─▶ Observe ─▶ Known ─▶ Admit ─▶ Complete ─▶ tonic service
+//!                 │          │        │          └ runs to its end on the tracker, whoever waits;
+//!                 │          │        │            panics become INTERNAL; deadlines are kept
+//!                 │          │        └ so many at a time, so many waiting; more are UNAVAILABLE
+//!                 │          └ what no protocol defines is UNIMPLEMENTED
 //!                 └ one span and one measurement per call
 //! ```
 
 mod admit;
 mod complete;
+mod known;
 mod observe;
 
 pub use admit::{Admit, AdmitLayer};
 pub use complete::{Complete, CompleteLayer};
+pub use known::{Known, KnownLayer};
 pub use observe::{CallMetrics, Observe, ObserveLayer};
 
 use std::{future::Future, pin::Pin};

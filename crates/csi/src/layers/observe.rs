@@ -4,6 +4,7 @@
 //! `csi_plugin_operations_seconds{driver_name, method_name, grpc_status_code}`.
 
 use super::{BoxFuture, Request, Response, service_and_method};
+use larder_proto::Method;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge, histogram::Histogram},
@@ -28,7 +29,7 @@ const BUCKETS: [f64; 18] = [
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabels {
     driver_name: Arc<str>,
-    method_name: Arc<str>,
+    method_name: &'static str,
     grpc_status_code: &'static str,
 }
 
@@ -118,8 +119,9 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let ObserveLayer { driver, node, metrics } = self.layer.clone();
-        let path: Arc<str> = request.uri().path().into();
-        let (_, method) = service_and_method(&path);
+        // A caller cannot invent labels.
+        let path = Method::by_path(request.uri().path()).map_or("unknown", |method| method.path);
+        let (_, method) = service_and_method(path);
         // Handlers fill in the volume once they have parsed it.
         let span = tracing::info_span!("rpc", driver = %driver, rpc = %method, node = %node, volume = tracing::field::Empty);
         let running =
@@ -200,7 +202,7 @@ mod tests {
                 })
             },
         ));
-        for path in ["/csi.v1.Identity/Probe", "/csi.v1.Node/NodeStageVolume"] {
+        for path in ["/csi.v1.Identity/Probe", "/csi.v1.Node/NodeStageVolume", "/a/b", "/c/d"] {
             let request =
                 http::Request::builder().uri(path).body(tonic::body::Body::empty()).unwrap();
             service.clone().oneshot(request).await.unwrap();
@@ -210,6 +212,7 @@ mod tests {
         for wanted in [
             r#"csi_plugin_operations_seconds_count{driver_name="loop.test",method_name="/csi.v1.Identity/Probe",grpc_status_code="OK"} 1"#,
             r#"method_name="/csi.v1.Node/NodeStageVolume",grpc_status_code="NotFound"} 1"#,
+            r#"method_name="unknown",grpc_status_code="NotFound"} 2"#,
             r#"larder_calls_running{driver_name="loop.test"} 0"#,
         ] {
             assert!(text.contains(wanted), "{wanted} is not in\n{text}");

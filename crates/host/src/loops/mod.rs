@@ -17,7 +17,7 @@ mod sys;
 pub use real::RealLoops;
 
 use crate::mounts::DeviceId;
-use larder_model::{Bytes, Result};
+use larder_model::{Bytes, Fault, Result};
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -100,8 +100,10 @@ pub trait Loops: Send + Sync {
     /// All attached devices, by number.
     ///
     /// # Errors
-    /// `Internal`.
-    fn list(&self) -> Result<Vec<LoopInfo>>;
+    /// `Internal`; `Unsupported` from an implementation that keeps no list.
+    fn list(&self) -> Result<Vec<LoopInfo>> {
+        Err(Fault::unsupported("list loop devices"))
+    }
 
     /// What device `number` is; None: nothing is attached there.
     ///
