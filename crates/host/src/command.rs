@@ -203,7 +203,7 @@ impl Command {
     }
 
     fn execute(self, line: &str) -> Result<Output> {
-        reap_left_behind();
+        stuck();
         let program = find(&self.program.to_string_lossy())?;
         tracing::debug!(command = line, "run");
         let mut command = sys::command(&program);
@@ -417,9 +417,9 @@ fn leave_behind(mut child: Child) {
     }
 }
 
-fn reap_left_behind() {
-    LEFT_BEHIND
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+/// How many killed programs still hang in the kernel. Those that died meanwhile are reaped.
+pub fn stuck() -> usize {
+    let mut left = LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner);
+    left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    left.len()
 }

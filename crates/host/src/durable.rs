@@ -171,7 +171,9 @@ pub fn write_new(path: &Path, contents: &[u8]) -> Result<()> {
 
 fn rename_fault(what: String, error: rustix::io::Errno) -> Fault {
     match error {
-        rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY => io_fault(what, error).with_kind(Kind::Conflict),
+        rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY => {
+            io_fault(what, error).with_kind(Kind::Conflict)
+        }
         rustix::io::Errno::XDEV => io_fault(what, error)
             .with_kind(Kind::Precondition)
             .hint("both must be on one file system"),

@@ -9,6 +9,7 @@ use std::{ffi::OsString, process::ExitCode};
 pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     match args.next() {
         Some(name) if name == "thaw" => crate::freeze::watchdog_main(args),
+        Some(name) if name == "statfs" => crate::filesystems::usage::statfs_main(args),
         _ => ExitCode::from(64),
     }
 }

@@ -44,3 +44,56 @@ pub(crate) fn die_with_parent(command: &mut std::process::Command) {
         });
     }
 }
+
+/// An ioctl whose argument is a pointer to `T`, read or written by the kernel. Returns its result.
+///
+/// # Safety
+/// `T` must be the type that `request` takes.
+#[allow(unsafe_code, reason = "ioctls without a safe wrapper")]
+pub(crate) unsafe fn ioctl<T>(
+    fd: impl rustix::fd::AsFd,
+    request: u32,
+    argument: &mut T,
+) -> rustix::io::Result<i32> {
+    use rustix::fd::AsRawFd;
+    let fd = fd.as_fd();
+    // SAFETY: the descriptor is borrowed for the call; the pointer is valid for reads and writes of
+    // a `T`, which the caller promises is what this request expects.
+    let result = unsafe {
+        libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument))
+    };
+    if result < 0 { Err(last_error()) } else { Ok(result) }
+}
+
+/// An ioctl whose argument is a plain number, or nothing. Returns its result.
+///
+/// # Safety
+/// `request` must not take a pointer.
+#[allow(unsafe_code, reason = "ioctls without a safe wrapper")]
+pub(crate) unsafe fn ioctl_number(
+    fd: impl rustix::fd::AsFd,
+    request: u32,
+    argument: libc::c_ulong,
+) -> rustix::io::Result<i32> {
+    use rustix::fd::AsRawFd;
+    let fd = fd.as_fd();
+    // SAFETY: the descriptor is borrowed for the call; the argument is a number, not a pointer, as
+    // the caller promises.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, argument) };
+    if result < 0 { Err(last_error()) } else { Ok(result) }
+}
+
+/// The error of the system call that has just failed on this thread.
+pub(crate) fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Size in bytes of an open block device.
+#[allow(unsafe_code, reason = "BLKGETSIZE64 has no safe wrapper")]
+pub(crate) fn block_device_size(device: impl rustix::fd::AsFd) -> rustix::io::Result<u64> {
+    const BLKGETSIZE64: u32 = 0x8008_1272;
+    let mut size: u64 = 0;
+    // SAFETY: BLKGETSIZE64 writes one u64.
+    unsafe { ioctl(device, BLKGETSIZE64, &mut size) }?;
+    Ok(size)
+}

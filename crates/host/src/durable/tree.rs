@@ -3,7 +3,7 @@
 use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::OwnedFd,
     fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags},
     io::Errno,
 };
@@ -13,17 +13,172 @@ use std::{
     path::Path,
 };
 
+/// Directories deeper than this are first moved up, so that neither descriptors nor stack run out.
+const DEEPEST: usize = 64;
+
 /// Removes `path` and everything below it; absent: done. A tree that was removed half-way is removed
-/// by the next call.
+/// by the next call. The removal is durable.
 ///
-/// Symlinks are removed, never followed. A directory that is a mount point stops it before anything
-/// inside is touched, also for bind mounts of the same file system. Directories without write
-/// permission are made writable. btrfs subvolumes inside are deleted as the directories they are.
+/// Symlinks are removed, never followed. A directory or file that is a mount point stops it, also
+/// for bind mounts of the same file system; nothing behind a mount is ever touched. Directories
+/// without write permission are made writable. btrfs subvolumes inside are removed with their
+/// contents, like the directories they look like (the kernel allows `rmdir` of an empty one).
 ///
 /// # Errors
 /// `Precondition` when something is mounted inside or a file is immutable (`chattr +i`); see
 /// [`Fault::io`]. What was removed before stays removed.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    let _ = path;
-    Err(Fault::unsupported("remove a tree"))
+    let what = || format!("remove the tree {}", path.display());
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Fault::invalid(format!("{}: it has no name", what())));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match rustix::fs::openat(CWD, parent, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        Err(e) => return Err(io_fault(what(), e)),
+    };
+    let name = CString::new(name.as_bytes())
+        .map_err(|_| Fault::invalid(format!("{}: its name holds a NUL", what())))?;
+    let mut removal = Removal { root: None, moved: 0 };
+    removal
+        .entry(&directory, &name, 0)
+        .and_then(|()| rustix::fs::fsync(&directory).map_err(|e| At::new("", e)))
+        .map_err(|failed| failed.fault(what()))
+}
+
+struct Removal {
+    /// The top directory of the tree: deep ones are moved here.
+    root: Option<OwnedFd>,
+    moved: u64,
+}
+
+/// Where below the tree an error was met.
+struct At {
+    path: Vec<u8>,
+    why: Errno,
+    mounted: bool,
+}
+
+impl At {
+    fn new(name: impl AsRef<[u8]>, why: Errno) -> Self {
+        Self { path: name.as_ref().to_vec(), why, mounted: false }
+    }
+    fn inside(mut self, directory: &[u8]) -> Self {
+        if self.path.len() < 512 {
+            let mut path = directory.to_vec();
+            path.push(b'/');
+            path.extend_from_slice(&self.path);
+            self.path = path;
+        }
+        self
+    }
+    fn fault(self, what: String) -> Fault {
+        let at = OsStr::from_bytes(&self.path).to_string_lossy().into_owned();
+        let fault = io_fault(format!("{what}: at {at}"), self.why);
+        match self.why {
+            _ if self.mounted => Fault::precondition(format!("{what}: {at} is a mount point"))
+                .hint("unmount it first; nothing behind a mount is ever removed"),
+            Errno::BUSY => fault.with_kind(Kind::Precondition).hint("something is mounted there"),
+            Errno::PERM => fault
+                .with_kind(Kind::Precondition)
+                .hint("it may be immutable: look with lsattr, and use chattr -i"),
+            _ => fault,
+        }
+    }
+}
+
+impl Removal {
+    /// Removes the entry `name` of `directory`.
+    fn entry(&mut self, directory: &OwnedFd, name: &CString, depth: usize) -> Result<(), At> {
+        let at = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let stat = match rustix::fs::statx(directory, name, at, StatxFlags::TYPE) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(At::new(name.as_bytes(), e)),
+        };
+        if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Err(At { mounted: true, ..At::new(name.as_bytes(), Errno::BUSY) });
+        }
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
+            return unlink(directory, name, AtFlags::empty());
+        }
+        if depth >= DEEPEST
+            && let Some(root) = &self.root
+        {
+            // Its contents come back as an entry of the top directory, seen by the loop there.
+            let moved = format!(".larder-removing-{}-{}", std::process::id(), self.moved);
+            self.moved += 1;
+            return rustix::fs::renameat(directory, name, root, moved.as_str())
+                .map_err(|e| At::new(name.as_bytes(), e));
+        }
+        self.directory(directory, name, depth)
+    }
+
+    fn directory(&mut self, parent: &OwnedFd, name: &CString, depth: usize) -> Result<(), At> {
+        let failed = |e| At::new(name.as_bytes(), e);
+        let Some(directory) = open_writable(parent, name).map_err(failed)? else { return Ok(()) };
+        if depth == 0 {
+            self.root = Some(directory.try_clone().map_err(|_| failed(Errno::MFILE))?);
+        }
+        // The list may change under our hands (deep directories come up): until nothing is left.
+        loop {
+            let names = list(&directory).map_err(failed)?;
+            if names.is_empty() {
+                break;
+            }
+            for entry in &names {
+                self.entry(&directory, entry, depth + 1).map_err(|e| e.inside(name.as_bytes()))?;
+            }
+        }
+        drop(directory);
+        if depth == 0 {
+            self.root = None;
+        }
+        unlink(parent, name, AtFlags::REMOVEDIR)
+    }
+}
+
+fn unlink(directory: &OwnedFd, name: &CString, flags: AtFlags) -> Result<(), At> {
+    match rustix::fs::unlinkat(directory, name, flags) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(At::new(name.as_bytes(), e)),
+    }
+}
+
+/// Opens a directory and sees to it that we may remove what is in it. None: it is gone.
+fn open_writable(parent: &OwnedFd, name: &CString) -> rustix::io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+    let directory = match open() {
+        Ok(directory) => directory,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::ACCESS) => {
+            // Not readable even for its owner; a symlink put in its place is not followed by open.
+            rustix::fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty())?;
+            open()?
+        }
+        Err(e) => return Err(e),
+    };
+    let stat = rustix::fs::fstat(&directory)?;
+    if stat.st_mode & 0o700 != 0o700 {
+        rustix::fs::fchmod(&directory, Mode::RWXU)?;
+    }
+    Ok(Some(directory))
+}
+
+/// Up to a few thousand names of a directory, without `.` and `..`.
+fn list(directory: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+            if names.len() >= 4096 {
+                break;
+            }
+        }
+    }
+    Ok(names)
 }

@@ -12,12 +12,14 @@
 
 mod check;
 pub mod errors;
+mod geometry;
 mod grow;
 mod make;
 mod probe;
 mod real;
-mod usage;
+pub(crate) mod usage;
 
+pub use make::least_size;
 pub use real::RealFileSystems;
 
 use larder_model::{Bytes, FsType, Result};
@@ -98,7 +100,7 @@ pub trait FileSystems: Send + Sync {
     /// btrfs: nothing, their log is replayed by mounting.
     ///
     /// # Errors
-    /// `Corrupt` where damage is left that needs a person; `Precondition` when it is mounted.
+    /// `Precondition` where damage is left that needs a person, or it is mounted.
     fn check(&self, device: &Path, fs: FsType) -> Result<()>;
 
     /// Makes the file system as large as its device: online at `mounted_at`, otherwise offline.

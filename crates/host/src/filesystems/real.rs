@@ -1,14 +1,13 @@
 //! The file systems of this machine.
 
-use super::{FileSystems, Found, Identity, Usage};
+use super::{FileSystems, Found, Identity, Usage, check, grow, make, probe, usage};
 use crate::HelperProgram;
-use larder_model::{Bytes, Fault, FsType, Result};
+use larder_model::{Bytes, FsType, Result};
 use std::path::Path;
 
 /// The file systems of this machine.
 #[derive(Debug)]
 pub struct RealFileSystems {
-    #[allow(dead_code, reason = "landed first for its users to compile against")]
     helper: HelperProgram,
 }
 
@@ -20,28 +19,28 @@ impl RealFileSystems {
 }
 
 impl FileSystems for RealFileSystems {
-    fn probe(&self, _device: &Path) -> Result<Found> {
-        Err(Fault::unsupported("filesystems"))
+    fn probe(&self, device: &Path) -> Result<Found> {
+        probe::probe(device)
     }
-    fn make(&self, _device: &Path, _fs: FsType, _options: &[String]) -> Result<()> {
-        Err(Fault::unsupported("filesystems"))
+    fn make(&self, device: &Path, fs: FsType, options: &[String]) -> Result<()> {
+        make::make(device, fs, options, false)
     }
-    fn make_again(&self, _device: &Path, _fs: FsType, _options: &[String]) -> Result<()> {
-        Err(Fault::unsupported("filesystems"))
+    fn make_again(&self, device: &Path, fs: FsType, options: &[String]) -> Result<()> {
+        make::make(device, fs, options, true)
     }
-    fn check(&self, _device: &Path, _fs: FsType) -> Result<()> {
-        Err(Fault::unsupported("filesystems"))
+    fn check(&self, device: &Path, fs: FsType) -> Result<()> {
+        check::check(device, fs)
     }
-    fn grow(&self, _device: &Path, _fs: FsType, _mounted_at: Option<&Path>) -> Result<()> {
-        Err(Fault::unsupported("filesystems"))
+    fn grow(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<()> {
+        grow::grow(device, fs, mounted_at)
     }
-    fn size(&self, _device: &Path, _fs: FsType, _mounted_at: Option<&Path>) -> Result<Bytes> {
-        Err(Fault::unsupported("filesystems"))
+    fn size(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<Bytes> {
+        grow::size(device, fs, mounted_at)
     }
-    fn usage(&self, _path: &Path) -> Result<Usage> {
-        Err(Fault::unsupported("filesystems"))
+    fn usage(&self, path: &Path) -> Result<Usage> {
+        usage::usage(path, &self.helper)
     }
-    fn identity(&self, _device: &Path) -> Result<Identity> {
-        Err(Fault::unsupported("filesystems"))
+    fn identity(&self, device: &Path) -> Result<Identity> {
+        probe::identity(device)
     }
 }

@@ -17,7 +17,7 @@ mod sys;
 pub use real::RealLoops;
 
 use crate::mounts::DeviceId;
-use larder_model::{Bytes, Fault, Result};
+use larder_model::{Bytes, Result};
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -100,10 +100,8 @@ pub trait Loops: Send + Sync {
     /// All attached devices, by number.
     ///
     /// # Errors
-    /// `Internal`; `Unsupported` from an implementation that keeps no list.
-    fn list(&self) -> Result<Vec<LoopInfo>> {
-        Err(Fault::unsupported("list loop devices"))
-    }
+    /// `Internal`.
+    fn list(&self) -> Result<Vec<LoopInfo>>;
 
     /// What device `number` is; None: nothing is attached there.
     ///

@@ -11,10 +11,11 @@
 //! - new mounts take the propagation of the place they are put at: kubelet needs its tree shared.
 
 mod attributes;
+mod create;
 mod real;
 mod sys;
 mod table;
-mod users;
+pub(crate) mod users;
 
 pub use real::RealMounts;
 pub use table::parse_mountinfo;

@@ -1,0 +1,122 @@
+//! What the tests on a real kernel share.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use larder_host::{Host, LoopRequest, MountRequest, Unmount, image};
+use larder_model::{Bytes, FsType};
+use std::path::{Path, PathBuf};
+
+/// A directory in which tests may mount and attach as they like: when it is dropped, also by a
+/// failing test, everything in it is unmounted and detached.
+pub(crate) struct Scratch {
+    dir: tempfile::TempDir,
+    pub(crate) host: Host,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests mount file systems: run them as root"
+        );
+        let dir = tempfile::Builder::new().prefix("larder-host-").tempdir().unwrap();
+        Self { dir, host: Host::real() }
+    }
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().canonicalize().unwrap()
+    }
+    pub(crate) fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+    pub(crate) fn file(&self, name: &str, contents: &[u8]) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::write(&path, contents).unwrap();
+        path
+    }
+    pub(crate) fn image(&self, name: &str, size: Bytes) -> PathBuf {
+        let path = self.path().join(name);
+        image::create_sparse(&path, size).unwrap();
+        path
+    }
+    /// A loop device over a new image. Autoclear is off.
+    pub(crate) fn device(&self, name: &str, size: Bytes) -> (u32, PathBuf) {
+        let image = self.image(name, size);
+        let device = self.host.loops.attach(&request(&image)).unwrap();
+        (device.number, device.path.clone())
+    }
+    /// A file system on a new loop device, mounted at the directory `name`.
+    pub(crate) fn mounted(&self, name: &str, fs: FsType, size: Bytes) -> (PathBuf, PathBuf) {
+        let (_, device) = self.device(&format!("{name}.img"), size);
+        mkfs(&device, fs);
+        let target = self.dir(name);
+        self.mount(&device, fs, &target, &[]);
+        (device, target)
+    }
+    pub(crate) fn mount(&self, device: &Path, fs: FsType, target: &Path, options: &[&str]) {
+        self.host.mounts.mount(&mount_request(device, fs, target, options)).unwrap();
+    }
+    pub(crate) fn unmount(&self, target: &Path) {
+        self.host.mounts.unmount(target, Unmount::Normal).unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let here = self.path();
+        let mine = |m: &larder_host::MountEntry| m.target.starts_with(&here);
+        for _ in 0..4 {
+            let table = self.host.mounts.table().unwrap_or_default();
+            for entry in table.iter().rev().filter(|m| mine(m)) {
+                let _ = self.host.mounts.unmount(&entry.target, Unmount::Lazy);
+            }
+        }
+        for number in loops_below(&here) {
+            let inode = self.host.loops.info(number).ok().flatten().map(|i| i.backing_inode);
+            let _ = inode.map(|inode| self.host.loops.detach(number, inode));
+        }
+    }
+}
+
+pub(crate) fn mount_request(
+    device: &Path,
+    fs: FsType,
+    target: &Path,
+    options: &[&str],
+) -> MountRequest {
+    MountRequest {
+        fs_type: fs.to_string(),
+        source: device.display().to_string(),
+        target: target.to_owned(),
+        options: options.iter().map(|o| (*o).to_owned()).collect(),
+        read_only: false,
+    }
+}
+
+pub(crate) fn request(image: &Path) -> LoopRequest {
+    LoopRequest {
+        image: image.to_owned(),
+        read_only: false,
+        autoclear: false,
+        direct_io: false,
+        sector_size: 512,
+    }
+}
+
+pub(crate) fn mkfs(device: &Path, fs: FsType) {
+    Host::real().filesystems.make(device, fs, &[]).unwrap();
+}
+
+/// Loop devices whose image lies (or lay) below `dir`.
+pub(crate) fn loops_below(dir: &Path) -> Vec<u32> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/sys/block").unwrap().flatten() {
+        let backing = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse::<u32>().ok());
+        if backing.is_ok_and(|path| Path::new(path.trim()).starts_with(dir)) {
+            numbers.extend(number);
+        }
+    }
+    numbers
+}
