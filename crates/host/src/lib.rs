@@ -15,6 +15,7 @@
 //! | [`copy`](mod@copy) | reflinks, sparse copies, copies of whole trees |
 //! | [`image`] | image files: sparse or preallocated, growth |
 //! | [`freeze`] | freezing a file system with a watchdog that thaws it whatever happens |
+//! | [`group`] | giving a tree to a group |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`paths`] | target paths from outside |
 //! | [`beneath`] | directories reached without following a symlink |
@@ -36,6 +37,7 @@ pub mod durable;
 pub mod fake;
 pub mod filesystems;
 pub mod freeze;
+pub mod group;
 pub mod image;
 pub mod internal;
 pub mod lock;
