@@ -1,0 +1,158 @@
+//! Growth: the control plane made the volume larger, this node catches up.
+
+use super::{
+    ExpandRequest,
+    executor::Executor,
+    plan::Seen,
+    record::{Phase, Record, Shows, Staged},
+};
+use larder_host::paths::TargetPath;
+use larder_model::{Bytes, Cx, Fault, FsType, Kind, Result, VolumeId};
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom},
+    path::Path,
+    sync::Arc,
+};
+
+impl Executor {
+    /// See [`super::NodeEngine::expand`].
+    pub(super) async fn expand(
+        self: &Arc<Self>,
+        request: ExpandRequest,
+        path: &TargetPath,
+        cx: &Cx,
+    ) -> Result<Bytes> {
+        let (id, staged) = self.staged_at(&request.volume, path).await?;
+        if let Some(capability) = &request.capability
+            && capability.is_block() != staged.terms.block
+        {
+            return Err(Fault::invalid("grow: it is used in another way than the capability says"));
+        }
+        let Some(attachment) = &staged.attachment else {
+            return Err(
+                Fault::precondition("grow: it is not connected").hint("stage the volume first")
+            );
+        };
+        cx.step("make the new size visible")?;
+        let size = self.backend.connect().refresh_size(&id, attachment, cx).await?;
+        if !request.range.contains(size) {
+            let wanted = if size < request.range.required {
+                format!("at least {} is asked for", request.range.required)
+            } else {
+                format!("at most {} is allowed", request.range.limit.unwrap_or_default())
+            };
+            return Err(Fault::out_of_range(format!("grow: it is {size} large, {wanted}"))
+                .hint("the control plane grows a volume first (ControllerExpandVolume)"));
+        }
+        if let (Some(Shows::Device { path: device, .. }), false) =
+            (&staged.shows, staged.terms.block)
+        {
+            if staged.reader {
+                return Err(Fault::precondition("grow the file system: it is staged for reading")
+                    .hint("it grows when the volume is next staged for writing"));
+            }
+            let (device, staging, cx) = (device.clone(), staged.path.clone(), cx.clone());
+            self.blocking(move |this| {
+                let Some(fs) = this.mounted_fs(&staging)? else {
+                    return Err(Fault::precondition(format!(
+                        "grow the file system: it is not mounted at {}",
+                        staging.display()
+                    ))
+                    .hint("stage the volume first"));
+                };
+                if this.is_smaller_than_device(&device, fs, &staging)? {
+                    cx.step("grow the file system")?;
+                    this.host.filesystems.grow(&device, fs, Some(&staging))?;
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(size)
+    }
+
+    /// The staging of a volume that is at `path`.
+    async fn staged_at(
+        self: &Arc<Self>,
+        volume: &str,
+        path: &TargetPath,
+    ) -> Result<(VolumeId, Staged)> {
+        let loaded: Option<(Record, Seen)> = {
+            let (volume, path) = (volume.to_owned(), path.clone());
+            self.blocking(move |this| {
+                let Some(record) = this.store.load(&volume)? else { return Ok(None) };
+                let seen = this.see_volume(&record, path.as_path())?;
+                Ok(Some((record, seen)))
+            })
+            .await?
+        };
+        let not_there = |why: &str| {
+            Fault::not_found(format!("find the volume at {path}: {why}"))
+                .hint("stage and publish the volume first")
+        };
+        match loaded {
+            Some((record, seen)) => {
+                let id = self.id_of(&record)?;
+                let staged = record.staged.filter(|staged| staged.phase == Phase::Staged);
+                let staged = staged.ok_or_else(|| not_there("it is not staged"))?;
+                let here = seen.is_ours() || (staged.terms.block && staged.path == path.as_path());
+                if here { Ok((id, staged)) } else { Err(not_there("something else is there")) }
+            }
+            None => {
+                // Unknown volumes and unknown places are told apart for people, not by kind.
+                let id = self.parse(volume)?;
+                match self.backend.provision().get_volume(&id).await {
+                    Ok(_) => Err(not_there("it is not staged on this node")),
+                    Err(fault) if fault.kind() == Kind::NotFound => Err(fault),
+                    Err(fault) => Err(fault),
+                }
+            }
+        }
+    }
+
+    /// What is at a path that shall show the volume of `record`: a staging path, a target, or what
+    /// a caller bound from a target (kubelet does, for raw devices).
+    ///
+    /// # Errors
+    /// As [`super::sight::look`].
+    pub(super) fn see_volume(&self, record: &Record, path: &Path) -> Result<Seen> {
+        let staged = record.staged.as_ref();
+        let seen = self.see_staged(path, staged, Some(false))?;
+        let Some(Shows::Device { number, .. }) = staged.and_then(|s| s.shows.as_ref()) else {
+            return Ok(seen);
+        };
+        // A device node that was made or linked rather than bound.
+        let is_it = matches!(seen, Seen::Obstacle(_))
+            && self.host.mounts.block_device(path).is_ok_and(|device| device == (*number).into());
+        Ok(if is_it { Seen::Ours { read_only: false } } else { seen })
+    }
+
+    /// Whether a mounted file system has room to grow on its device.
+    ///
+    /// # Errors
+    /// Those of [`larder_host::FileSystems::size`].
+    pub(super) fn is_smaller_than_device(
+        &self,
+        device: &Path,
+        fs: FsType,
+        mounted_at: &Path,
+    ) -> Result<bool> {
+        let size = self.host.filesystems.size(device, fs, Some(mounted_at))?;
+        // File systems use whole blocks and keep a little at the end; growing what is large enough
+        // changes nothing, but writes.
+        let slack = Bytes::mib(1);
+        Ok(size.saturating_add(slack) < device_size(device)?)
+    }
+}
+
+/// The size of a block device.
+///
+/// # Errors
+/// See [`Fault::io`].
+pub(super) fn device_size(device: &Path) -> Result<Bytes> {
+    File::open(device)
+        .and_then(|mut file| file.seek(SeekFrom::End(0)))
+        .map(Bytes::new)
+        .map_err(|e| Fault::io(format!("measure device {}", device.display()), e))
+}

@@ -1,0 +1,573 @@
+//! The node's records: one small file per volume that is in use here.
+//!
+//! The kernel is the truth about mounts; a record holds only what the kernel cannot tell: how a
+//! volume was asked for, what its backend needs to let go of it, and what was begun. It is written
+//! before the effect it speaks of, so an effect without a record does not exist, while a record
+//! without its effect is normal after a crash and is looked at with that in mind.
+//!
+//! ```text
+//!  (none) ─▶ Staging ─connect, mount─▶ Staged ─▶ Unstaging ─unmount, disconnect─▶ (none)
+//! ```
+//!
+//! Invariants:
+//! - mounts and loop devices die with the machine: a record of another boot says nothing, except
+//!   that an inline volume may still exist;
+//! - the directory may be wiped at any time (it is under /run): everything works without records,
+//!   only slower and less talkative;
+//! - mount flags may hold passwords, so a record holds their digest.
+
+use larder_host::{DeviceId, MountRoot, durable};
+use larder_model::{
+    AccessMode, AccessType, Fault, Handle, Kind, Result, VolumeCapability, VolumeId,
+    backend::Attachment, params::RESERVED, volume::Attributes,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The format that this version writes. Older ones do not exist; newer ones are refused.
+const FORMAT: u32 = 1;
+
+/// What is known of one volume on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Record {
+    format: u32,
+    /// The boot in which its mounts and devices exist.
+    pub(super) boot_id: String,
+    /// The volume's id, as callers write it.
+    pub(super) volume: String,
+    /// Its staging, begun or done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) staged: Option<Staged>,
+    /// Its publications, begun or done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) publications: Vec<Publication>,
+    /// It lives and dies with its pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) inline: Option<Inline>,
+}
+
+/// How far staging is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Phase {
+    /// Begun.
+    Staging,
+    /// Answered with success.
+    Staged,
+    /// Being taken back.
+    Unstaging,
+}
+
+/// A volume's staging.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Staged {
+    /// How far it is.
+    pub(super) phase: Phase,
+    /// The staging directory.
+    pub(super) path: PathBuf,
+    /// How it was asked for.
+    pub(super) terms: Terms,
+    /// What `connect` left. None: it has not returned yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) attachment: Option<Attachment>,
+    /// What a mount of it looks like. None: not connected yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shows: Option<Shows>,
+    /// What its staging mount showed when it was made; None for raw block and while not mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) root: Option<Root>,
+    /// Nothing is written through it.
+    pub(super) reader: bool,
+}
+
+/// What was asked for, as far as repeated calls are compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Terms {
+    /// Raw block device.
+    pub(super) block: bool,
+    /// Access mode.
+    pub(super) mode: AccessMode,
+    /// As the caller wrote it.
+    fs_type: String,
+    /// Digest of the mount flags.
+    flags: String,
+    /// Group of new files.
+    pub(super) group: Option<u32>,
+    /// Digest of the volume context without the keys of Kubernetes (which hold tokens that change
+    /// between repeats).
+    context: String,
+}
+
+impl Terms {
+    /// Those of a request.
+    pub(super) fn new(capability: &VolumeCapability, context: &Attributes) -> Self {
+        let (block, fs_type, flags, group) = match &capability.access {
+            AccessType::Block => (true, String::new(), digest(&[]), None),
+            AccessType::Mount(mount) => {
+                let flags: Vec<&str> = mount.flags.iter().map(String::as_str).collect();
+                (false, mount.fs_type.clone(), digest(&flags), mount.group)
+            }
+        };
+        let own = context.iter().filter(|(key, _)| !key.starts_with(RESERVED));
+        let own: Vec<&str> = own.flat_map(|(k, v)| [k.as_str(), v.as_str()]).collect();
+        Self { block, mode: capability.mode, fs_type, flags, group, context: digest(&own) }
+    }
+
+    /// Whether staging on these terms serves a request with `other`. The group is no part of it:
+    /// every workload brings its own, and it is applied when that is published.
+    pub(super) fn stage_alike(&self, other: &Self) -> bool {
+        Self { group: None, ..self.clone() } == Self { group: None, ..other.clone() }
+    }
+
+    /// In what they differ, for people.
+    pub(super) fn difference(&self, other: &Self) -> String {
+        let mut parts = Vec::new();
+        if self.block != other.block {
+            parts.push("access type".to_owned());
+        }
+        if self.mode != other.mode {
+            parts.push(format!("access mode {} instead of {}", other.mode, self.mode));
+        }
+        if self.fs_type != other.fs_type {
+            parts.push("file system".to_owned());
+        }
+        if self.flags != other.flags {
+            parts.push("mount flags".to_owned());
+        }
+        if self.group != other.group {
+            parts.push("mount group".to_owned());
+        }
+        if self.context != other.context {
+            parts.push("volume context".to_owned());
+        }
+        parts.join(", ")
+    }
+}
+
+/// Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
+fn digest(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    })
+}
+
+/// A device number in a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Number {
+    major: u32,
+    minor: u32,
+}
+impl From<DeviceId> for Number {
+    fn from(id: DeviceId) -> Self {
+        Self { major: id.major, minor: id.minor }
+    }
+}
+impl From<Number> for DeviceId {
+    fn from(number: Number) -> Self {
+        Self { major: number.major, minor: number.minor }
+    }
+}
+
+/// What a mount of a volume looks like in the mount table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind", deny_unknown_fields)]
+pub(super) enum Shows {
+    /// A file system on this device, or the device itself.
+    Device {
+        /// Its node under /dev.
+        path: PathBuf,
+        /// Its number.
+        number: Number,
+    },
+    /// A bind mount of this directory.
+    Directory {
+        /// Device of the file system that holds it, as the mount table tells it.
+        number: Number,
+        /// Its path inside that file system.
+        root: PathBuf,
+    },
+    /// A network file system.
+    FileSystem {
+        /// The kernel's name of its kind.
+        fs_type: String,
+        /// As in mount(2).
+        source: String,
+    },
+}
+
+impl Shows {
+    /// Whether it may hang when its server is gone; only then is it detached lazily.
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::FileSystem { .. })
+    }
+}
+
+/// What a mount point showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Root {
+    number: Number,
+    inode: u64,
+}
+
+impl Root {
+    /// Whether `seen` is a mount of the same directory.
+    pub(super) fn is_shown_by(&self, seen: &MountRoot) -> bool {
+        Self::from(*seen) == *self
+    }
+}
+impl From<MountRoot> for Root {
+    fn from(seen: MountRoot) -> Self {
+        Self { number: seen.device.into(), inode: seen.inode }
+    }
+}
+
+/// One workload's view of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Publication {
+    /// Where.
+    pub(super) target: PathBuf,
+    /// How it was asked for.
+    pub(super) terms: Terms,
+    /// The workload only reads.
+    pub(super) readonly: bool,
+}
+
+/// A volume that is made for a pod and deleted with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Inline {
+    /// Our own handle of it.
+    handle: String,
+}
+
+impl Inline {
+    /// For volume `id`.
+    pub(super) fn new(id: &VolumeId) -> Self {
+        Self { handle: id.as_str().to_owned() }
+    }
+    /// Its id.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(super) fn id(&self) -> Result<VolumeId> {
+        let handle: Handle = self.handle.parse().map_err(|e: Fault| e.with_kind(Kind::Corrupt))?;
+        Ok(VolumeId(handle))
+    }
+}
+
+impl Record {
+    /// The publication at `target`.
+    pub(super) fn publication(&self, target: &Path) -> Option<&Publication> {
+        self.publications.iter().find(|p| p.target == target)
+    }
+    /// Forgets the publication at `target`.
+    pub(super) fn unpublish(&mut self, target: &Path) {
+        self.publications.retain(|p| p.target != target);
+    }
+    /// Notes a publication, in place of an older one at the same target.
+    pub(super) fn publish(&mut self, publication: Publication) {
+        self.unpublish(&publication.target);
+        self.publications.push(publication);
+    }
+}
+
+/// The records of one driver.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    directory: PathBuf,
+    boot_id: String,
+}
+
+/// A file in the store that is no record.
+#[derive(Debug)]
+pub(super) struct Damaged {
+    /// The file.
+    pub(super) path: PathBuf,
+    /// What is wrong with it.
+    pub(super) fault: Fault,
+}
+
+impl Store {
+    /// In `directory`, which is made when it is needed.
+    pub(super) fn new(directory: PathBuf, boot_id: String) -> Self {
+        Self { directory, boot_id }
+    }
+
+    fn path(&self, volume: &str) -> PathBuf {
+        self.directory.join(format!("{}.json", volume_digest(volume)))
+    }
+
+    /// A record of this boot that knows nothing yet.
+    pub(super) fn blank(&self, volume: &str) -> Record {
+        Record {
+            format: FORMAT,
+            boot_id: self.boot_id.clone(),
+            volume: volume.to_owned(),
+            staged: None,
+            publications: Vec::new(),
+            inline: None,
+        }
+    }
+
+    /// The record of `volume`; None when nothing is known of it in this boot. Of a record of another
+    /// boot only an inline volume is left.
+    ///
+    /// # Errors
+    /// `Corrupt` when it cannot be read.
+    pub(super) fn load(&self, volume: &str) -> Result<Option<Record>> {
+        Ok(self.read(&self.path(volume))?.and_then(|record| self.of_this_boot(record)))
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Record>> {
+        let Some(record) = durable::read_json::<Record>(path)? else { return Ok(None) };
+        if record.format > FORMAT {
+            return Err(Fault::corrupt(format!(
+                "understand the record {}: it has format {}, written by a newer version",
+                path.display(),
+                record.format
+            ))
+            .hint("install that version again, or drain this node and remove the record"));
+        }
+        Ok(Some(record))
+    }
+
+    fn of_this_boot(&self, record: Record) -> Option<Record> {
+        if record.boot_id == self.boot_id {
+            return Some(record);
+        }
+        let inline = record.inline?;
+        Some(Record { inline: Some(inline), ..self.blank(&record.volume) })
+    }
+
+    /// Writes it durably.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn save(&self, record: &Record) -> Result<()> {
+        let path = self.path(&record.volume);
+        match durable::write_json(&path, record) {
+            // The first record, or the directory was wiped under us.
+            Err(fault) if fault.kind() == Kind::NotFound => {
+                self.prepare()?;
+                durable::write_json(&path, record)
+            }
+            done => done,
+        }
+    }
+
+    /// Makes the directory, for root alone.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn prepare(&self) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(|e| {
+            Fault::io(format!("make the records' directory {}", self.directory.display()), e)
+        })
+    }
+
+    /// Writes what is left to know, or removes the record when that is nothing.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn save_or_forget(&self, record: &Record) -> Result<()> {
+        if record.staged.is_none() && record.publications.is_empty() && record.inline.is_none() {
+            self.forget(&record.volume)
+        } else {
+            self.save(record)
+        }
+    }
+
+    /// Removes the record of `volume`; an absent one is a success.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn forget(&self, volume: &str) -> Result<()> {
+        match durable::remove_file(&self.path(volume)) {
+            Err(fault) if fault.kind() == Kind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Every record as it was written (also of other boots), and what is none.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn all(&self) -> Result<(Vec<Record>, Vec<Damaged>)> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
+            Err(e) => {
+                let what = format!("read the records in {}", self.directory.display());
+                return Err(Fault::io(what, e));
+            }
+        };
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
+        for entry in entries.filter_map(std::result::Result::ok) {
+            let path = entry.path();
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') || !name.ends_with(".json") {
+                continue;
+            }
+            match self.read(&path) {
+                Ok(Some(record)) if self.path(&record.volume) == path => records.push(record),
+                Ok(Some(_)) => {
+                    let fault = Fault::corrupt("it is the record of another volume");
+                    damaged.push(Damaged { path, fault });
+                }
+                Ok(None) => {}
+                Err(fault) => damaged.push(Damaged { path, fault }),
+            }
+        }
+        records.sort_by(|a, b| a.volume.cmp(&b.volume));
+        Ok((records, damaged))
+    }
+
+    /// Whether a record was written in this boot.
+    pub(super) fn is_current(&self, record: &Record) -> bool {
+        record.boot_id == self.boot_id
+    }
+
+    /// Removes what killed writers left.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn sweep(&self) -> Result<()> {
+        if self.directory.is_dir() {
+            durable::sweep_temporary(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Where the inline volume `volume` is staged, out of sight of workloads.
+    pub(super) fn private_staging(&self, volume: &str) -> PathBuf {
+        self.directory.join("inline").join(volume_digest(volume))
+    }
+}
+
+/// A file name for any volume id.
+fn volume_digest(volume: &str) -> String {
+    hex(&Sha256::digest(volume.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_model::MountAccess;
+
+    fn store(directory: &Path, boot: &str) -> Store {
+        Store::new(directory.join("driver"), boot.to_owned())
+    }
+    fn mount(flags: &[&str], group: Option<u32>) -> VolumeCapability {
+        let flags = flags.iter().map(|f| (*f).to_owned()).collect();
+        VolumeCapability {
+            access: AccessType::Mount(MountAccess { fs_type: "xfs".to_owned(), flags, group }),
+            mode: AccessMode::SingleNodeWriter,
+        }
+    }
+    fn context(pairs: &[(&str, &str)]) -> Attributes {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_record_is_found_again_and_only_root_may_read_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "boot-1");
+        assert_eq!(store.load("default/a").unwrap(), None);
+        let mut record = store.blank("default/a");
+        let terms = Terms::new(&mount(&["password=hunter2"], None), &context(&[("token", "x")]));
+        record.publish(Publication { target: "/t".into(), terms: terms.clone(), readonly: false });
+        record.publish(Publication { target: "/t".into(), terms, readonly: true });
+        assert_eq!(record.publications.len(), 1);
+        store.save(&record).unwrap();
+        assert_eq!(store.load("default/a").unwrap().unwrap(), record);
+        let path = store.path("default/a");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!fs::read_to_string(&path).unwrap().contains("hunter2"));
+
+        fs::remove_dir_all(dir.path().join("driver")).unwrap();
+        assert_eq!(store.load("default/a").unwrap(), None);
+        store.forget("default/a").unwrap();
+        store.save(&record).unwrap();
+        record.unpublish(Path::new("/t"));
+        store.save_or_forget(&record).unwrap();
+        assert_eq!(store.load("default/a").unwrap(), None);
+    }
+
+    #[test]
+    fn of_another_boot_only_inline_volumes_are_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = store(dir.path(), "boot-1");
+        let mut record = before.blank("default/a");
+        let terms = Terms::new(&mount(&[], None), &context(&[]));
+        record.publish(Publication { target: "/t".into(), terms, readonly: false });
+        before.save(&record).unwrap();
+        record.volume = "csi-0123".to_owned();
+        record.inline = Some(Inline::new(&VolumeId("default/x".parse().unwrap())));
+        before.save(&record).unwrap();
+
+        let after = store(dir.path(), "boot-2");
+        assert_eq!(after.load("default/a").unwrap(), None);
+        let left = after.load("csi-0123").unwrap().unwrap();
+        assert!(left.publications.is_empty() && after.is_current(&left));
+        assert_eq!(left.inline.unwrap().id().unwrap().as_str(), "default/x");
+        assert_eq!(after.all().unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn damaged_newer_and_misplaced_records_are_told_and_never_taken_for_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "boot-1");
+        store.save(&store.blank("default/a")).unwrap();
+        let good = fs::read_to_string(store.path("default/a")).unwrap();
+        fs::write(store.path("default/b"), &good).unwrap();
+        fs::write(store.path("default/c"), &good[..good.len() / 2]).unwrap();
+        fs::write(store.path("default/d"), good.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        let (records, damaged) = store.all().unwrap();
+        assert_eq!((records.len(), damaged.len()), (1, 3));
+        for volume in ["default/c", "default/d"] {
+            assert_eq!(store.load(volume).unwrap_err().kind(), Kind::Corrupt, "{volume}");
+        }
+    }
+
+    #[test]
+    fn tokens_of_kubernetes_change_nothing_and_everything_else_is_named() {
+        let pod = |token| {
+            Terms::new(
+                &mount(&["noatime"], None),
+                &context(&[("fs", "xfs"), ("csi.storage.k8s.io/serviceAccount.tokens", token)]),
+            )
+        };
+        assert_eq!(pod("one"), pod("two"));
+        let base = pod("");
+        let context = context(&[("fs", "xfs")]);
+        let other = Terms::new(&mount(&["noatime", "ro"], None), &context);
+        assert_eq!(base.difference(&other), "mount flags");
+        assert!(!base.stage_alike(&other));
+        let group = Terms::new(&mount(&["noatime"], Some(5)), &context);
+        assert_eq!(base.difference(&group), "mount group");
+        assert!(base.stage_alike(&group));
+    }
+}

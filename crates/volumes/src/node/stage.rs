@@ -1,0 +1,482 @@
+//! Staging: connect, format if that is proven right, mount.
+//!
+//! A stage that fails takes back what it did itself; one that is killed leaves a record, and the
+//! next call goes on from what it sees.
+
+use super::{
+    StageRequest,
+    executor::{Asked, Executor, kind_of},
+    format::{self, Decision, Wanted},
+    mkfs,
+    plan::{self, Seen, SourceSeen, SourceWanted, StageSeen, StageStep},
+    record::{Phase, Record, Shows, Staged, Terms},
+    sight,
+};
+use larder_host::{BindRequest, MountRequest, filesystems::reader_options, paths::TargetPath};
+use larder_model::{
+    Cx, Fault, FsType, Result, VolumeId,
+    backend::{ConnectRequest, Source},
+    volume::FormatState,
+};
+use std::{path::Path, sync::Arc};
+
+/// What staging works with.
+struct Work<'a> {
+    id: &'a VolumeId,
+    request: StageRequest,
+    path: &'a TargetPath,
+    terms: &'a Terms,
+    asked: Asked,
+    record: Record,
+    /// What this attempt has done, and would have to undo.
+    mounted: bool,
+    connected: bool,
+    /// It was mounted before this attempt, which no record told.
+    found: bool,
+}
+
+/// What was seen before anything was done.
+struct Before {
+    record: Option<Record>,
+    at: Seen,
+    elsewhere: bool,
+    published: bool,
+}
+
+impl Executor {
+    /// See [`super::NodeEngine::stage`].
+    pub(super) async fn stage(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        request: StageRequest,
+        path: &TargetPath,
+        terms: &Terms,
+        cx: &Cx,
+    ) -> Result<()> {
+        let asked = self.asked(&request.capability, &request.context)?;
+        let volume = request.volume.clone();
+        let before = self.look_before_stage(volume.clone(), path, terms).await?;
+        let staged = before.record.as_ref().and_then(|record| record.staged.as_ref());
+        let steps = plan::stage(
+            StageSeen {
+                staged,
+                at: &before.at,
+                elsewhere: before.elsewhere,
+                published: before.published,
+                connected: self.stands(id, staged, &before.at).await?,
+            },
+            path.as_path(),
+            terms,
+        )?;
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let mut work = Work {
+            id,
+            request,
+            path,
+            terms,
+            asked,
+            record: before.record.clone().unwrap_or_else(|| self.store.blank(&volume)),
+            mounted: false,
+            connected: false,
+            found: false,
+        };
+        let Err(fault) = self.stage_steps(&mut work, &steps, cx).await else { return Ok(()) };
+        if fault.is_simulated_crash() {
+            return Err(fault);
+        }
+        let undone = if before.published || before.at.is_ours() || work.found {
+            // Workloads use what is connected; only the record goes back to what it said.
+            self.restore(before.record, work.mounted.then(|| path.clone()), work.record).await
+        } else if work.connected || before.at != Seen::Unknown {
+            self.take_back(id, &mut work.record, cx).await
+        } else {
+            // Something is mounted there and could not be told; it may be this volume.
+            self.restore(before.record, None, work.record).await
+        };
+        Err(match undone {
+            Ok(()) => fault,
+            Err(second) if second.is_simulated_crash() => second,
+            Err(second) => fault.during(format!("(and could not take it back: {second})")),
+        })
+    }
+
+    async fn look_before_stage(
+        self: &Arc<Self>,
+        volume: String,
+        path: &TargetPath,
+        terms: &Terms,
+    ) -> Result<Before> {
+        let (path, terms) = (path.clone(), terms.clone());
+        self.blocking(move |this| {
+            let record = this.store.load(&volume)?;
+            let staged = record.as_ref().and_then(|record| record.staged.as_ref());
+            let alike = staged.is_some_and(|staged| staged.terms.stage_alike(&terms));
+            // Whether it is read-only matters only where the record does not tell.
+            let at = this.see_staged(path.as_path(), staged, alike.then_some(false))?;
+            let elsewhere = match staged {
+                Some(staged) if staged.path != path.as_path() => {
+                    this.see_staged(&staged.path, Some(staged), Some(false))?.is_ours()
+                }
+                _ => false,
+            };
+            let published = match &record {
+                Some(record) => !this.standing(record)?.is_empty(),
+                None => false,
+            };
+            Ok(Before { record, at, elsewhere, published })
+        })
+        .await
+    }
+
+    /// Whether the recorded attachment still stands. What is mounted stands; raw devices are asked.
+    pub(super) async fn stands(
+        &self,
+        id: &VolumeId,
+        staged: Option<&Staged>,
+        at: &Seen,
+    ) -> Result<bool> {
+        match staged.and_then(|staged| staged.attachment.as_ref()) {
+            Some(_) if at.is_ours() => Ok(true),
+            Some(attachment) => self.backend.connect().is_connected(id, attachment).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn stage_steps(
+        self: &Arc<Self>,
+        work: &mut Work<'_>,
+        steps: &[StageStep],
+        cx: &Cx,
+    ) -> Result<()> {
+        let mut source = None;
+        for step in steps {
+            match step {
+                StageStep::TakeBack => self.take_back(work.id, &mut work.record, cx).await?,
+                StageStep::Record => {
+                    cx.step("record that the volume is being staged")?;
+                    let former = work.record.staged.take();
+                    work.record.staged = Some(Staged {
+                        phase: Phase::Staging,
+                        path: work.path.as_path().to_owned(),
+                        terms: work.terms.clone(),
+                        // Until it is connected anew, what is known of a former connection counts.
+                        attachment: former.as_ref().and_then(|f| f.attachment.clone()),
+                        shows: former.as_ref().and_then(|f| f.shows.clone()),
+                        root: former.and_then(|f| f.root),
+                        reader: work.asked.reader,
+                    });
+                    self.save(&work.record).await?;
+                }
+                _ => source = Some(self.connect_source(work, cx).await?),
+            }
+        }
+        let Some(source) = source else { return Ok(()) };
+        let at = {
+            let (path, staged) = (work.path.clone(), work.record.staged.clone());
+            self.blocking(move |this| this.see_staged(path.as_path(), staged.as_ref(), None))
+                .await?
+        };
+        work.found = at.is_ours();
+        let wanted = SourceWanted {
+            block: work.terms.block,
+            reader: work.asked.reader,
+            group: work.asked.group.is_some(),
+        };
+        let seen = SourceSeen { kind: kind_of(&source), at: &at };
+        let mut fs = None;
+        for step in plan::source(seen, wanted, work.path.as_path())? {
+            match step {
+                StageStep::NoteRaw => self.note_raw(work.id, cx).await?,
+                StageStep::Prepare => fs = Some(self.prepare(work, &source, cx).await?),
+                StageStep::Mount => self.mount_source(work, &source, fs, cx).await?,
+                StageStep::Bind => self.bind_source(work, &source, cx).await?,
+                StageStep::Grow => self.grow_staged(work.path.as_path(), &source, cx).await?,
+                StageStep::Group => {
+                    let (path, group) = (work.path.clone(), work.asked.group);
+                    self.give_to_group(path.as_path(), group, cx).await?;
+                }
+                _ => self.confirm(work, cx).await?,
+            }
+        }
+        Ok(())
+        // `source` holds the device until here: by now it is mounted.
+    }
+
+    async fn connect_source(self: &Arc<Self>, work: &mut Work<'_>, cx: &Cx) -> Result<Source> {
+        cx.step("connect the volume")?;
+        let request = ConnectRequest {
+            id: work.id.clone(),
+            capability: work.request.capability.clone(),
+            readonly: work.asked.reader,
+            context: work.request.context.clone(),
+            publish_context: work.request.publish_context.clone(),
+            secrets: work.request.secrets.clone(),
+        };
+        let (source, attachment) = self.backend.connect().connect(&request, cx).await?;
+        work.connected = true;
+        cx.step("record what is connected")?;
+        let (source, shows) = self
+            .blocking(move |this| {
+                let shows = sight::shows(&this.host, &source)?;
+                Ok((source, shows))
+            })
+            .await?;
+        if let Some(staged) = &mut work.record.staged {
+            if staged.shows.as_ref() != Some(&shows) {
+                staged.root = None;
+            }
+            staged.attachment = Some(attachment);
+            staged.shows = Some(shows);
+        }
+        self.save(&work.record).await?;
+        Ok(source)
+    }
+
+    /// A workload will write where no probe looks: after this, only its own file system is mounted.
+    async fn note_raw(&self, id: &VolumeId, cx: &Cx) -> Result<()> {
+        let connect = self.backend.connect();
+        match connect.format_state(id).await? {
+            FormatState::Raw | FormatState::Formatted { .. } => Ok(()),
+            FormatState::Unformatted | FormatState::Formatting { .. } | FormatState::Foreign => {
+                cx.step("record that the volume is used as a raw block device")?;
+                connect.set_format_state(id, FormatState::Raw).await
+            }
+        }
+    }
+
+    /// Makes sure that the device holds a file system that may be mounted.
+    async fn prepare(
+        self: &Arc<Self>,
+        work: &Work<'_>,
+        source: &Source,
+        cx: &Cx,
+    ) -> Result<FsType> {
+        let Source::Device { path: device, .. } = source else {
+            return Err(Fault::internal("prepare a source that is no device"));
+        };
+        let connect = self.backend.connect();
+        cx.step("look at what is on the device")?;
+        let state = connect.format_state(work.id).await?;
+        let found = {
+            let device = device.clone();
+            self.blocking(move |this| this.host.filesystems.probe(&device)).await?
+        };
+        let Asked { fs: asked, default_fs: default, reader, .. } = work.asked;
+        match format::decide(state, &found, Wanted { asked, default, reader })? {
+            Decision::Use { fs, note } => {
+                if note {
+                    cx.step("record that the device is formatted")?;
+                    connect.set_format_state(work.id, FormatState::Formatted { fs }).await?;
+                }
+                if !reader {
+                    cx.step("check the file system")?;
+                    let device = device.clone();
+                    self.blocking(move |this| this.host.filesystems.check(&device, fs)).await?;
+                }
+                Ok(fs)
+            }
+            Decision::Make { fs, again } => {
+                let options = mkfs::options(&work.asked.mkfs_options, fs)?;
+                cx.step("record that formatting begins")?;
+                connect.set_format_state(work.id, FormatState::Formatting { fs }).await?;
+                cx.step("make the file system")?;
+                let device = device.clone();
+                self.blocking(move |this| {
+                    let filesystems = &this.host.filesystems;
+                    if again {
+                        filesystems.make_again(&device, fs, &options)
+                    } else {
+                        filesystems.make(&device, fs, &options)
+                    }
+                })
+                .await?;
+                cx.step("record that the device is formatted")?;
+                connect.set_format_state(work.id, FormatState::Formatted { fs }).await?;
+                Ok(fs)
+            }
+        }
+    }
+
+    async fn mount_source(
+        self: &Arc<Self>,
+        work: &mut Work<'_>,
+        source: &Source,
+        fs: Option<FsType>,
+        cx: &Cx,
+    ) -> Result<()> {
+        let mut request = MountRequest {
+            target: work.path.as_path().to_owned(),
+            read_only: work.asked.reader,
+            ..MountRequest::default()
+        };
+        let mut add = |option: &str| {
+            if !request.options.iter().any(|there| there == option) {
+                request.options.push(option.to_owned());
+            }
+        };
+        match (source, fs) {
+            (Source::Device { path, .. }, Some(fs)) => {
+                work.asked.flags.options.iter().for_each(|option| add(option));
+                if work.asked.reader {
+                    reader_options(fs).iter().for_each(|option| add(option));
+                }
+                if fs == FsType::Xfs && self.backend.connect().copies_share_uuid() {
+                    add("nouuid");
+                }
+                request.fs_type = fs.as_str().to_owned();
+                request.source = path.to_string_lossy().into_owned();
+            }
+            (Source::FileSystem { fs_type, source, options }, _) => {
+                options.iter().for_each(|option| add(option));
+                work.asked.flags.options.iter().for_each(|option| add(option));
+                request.fs_type.clone_from(fs_type);
+                request.source.clone_from(source);
+            }
+            _ => return Err(Fault::internal("mount a source that is no file system")),
+        }
+        cx.step("mount the volume")?;
+        work.mounted = true;
+        self.blocking(move |this| this.host.mounts.mount(&request)).await
+    }
+
+    async fn bind_source(
+        self: &Arc<Self>,
+        work: &mut Work<'_>,
+        source: &Source,
+        cx: &Cx,
+    ) -> Result<()> {
+        let Source::Directory { path } = source else {
+            return Err(Fault::internal("bind a source that is no directory"));
+        };
+        let request = BindRequest {
+            source: path.clone(),
+            target: work.path.as_path().to_owned(),
+            read_only: work.asked.reader,
+            options: work.asked.flags.for_bind()?,
+        };
+        cx.step("bind the volume's directory")?;
+        work.mounted = true;
+        self.blocking(move |this| this.host.mounts.bind(&request)).await
+    }
+
+    /// A clone restored larger, or growth while it was not mounted: the file system catches up.
+    async fn grow_staged(self: &Arc<Self>, path: &Path, source: &Source, cx: &Cx) -> Result<()> {
+        let Source::Device { path: device, .. } = source else { return Ok(()) };
+        let (device, path, cx) = (device.clone(), path.to_owned(), cx.clone());
+        self.blocking(move |this| {
+            let Some(fs) = this.mounted_fs(&path)? else { return Ok(()) };
+            if !this.is_smaller_than_device(&device, fs, &path)? {
+                return Ok(());
+            }
+            cx.step("grow the file system")?;
+            this.host.filesystems.grow(&device, fs, Some(&path))
+        })
+        .await
+    }
+
+    /// The file system that is mounted at `path`, if it is one that grows.
+    ///
+    /// # Errors
+    /// As [`larder_host::Mounts::mounts_at`].
+    pub(super) fn mounted_fs(&self, path: &Path) -> Result<Option<FsType>> {
+        let top = self.host.mounts.mounts_at(path)?.pop();
+        Ok(top.and_then(|entry| entry.fs_type.parse().ok()))
+    }
+
+    /// Gives a mounted volume to a group.
+    ///
+    /// # Errors
+    /// Those of [`larder_host::group::give`].
+    pub(super) async fn give_to_group(
+        self: &Arc<Self>,
+        path: &Path,
+        group: Option<u32>,
+        cx: &Cx,
+    ) -> Result<()> {
+        let Some(group) = group else { return Ok(()) };
+        cx.step("give the files to the mount group")?;
+        let path = path.to_owned();
+        self.blocking(move |_| larder_host::group::give(&path, group).map(|_| ())).await
+    }
+
+    async fn confirm(self: &Arc<Self>, work: &mut Work<'_>, cx: &Cx) -> Result<()> {
+        cx.step("record that the volume is staged")?;
+        let path = work.path.clone();
+        let network = work
+            .record
+            .staged
+            .as_ref()
+            .and_then(|staged| staged.shows.as_ref())
+            .is_some_and(Shows::is_network);
+        let root = if work.terms.block || network {
+            None
+        } else {
+            self.blocking(move |this| this.host.mounts.mount_root(path.as_path())).await?
+        };
+        if let Some(staged) = &mut work.record.staged {
+            staged.phase = Phase::Staged;
+            staged.root = root.map(Into::into);
+        }
+        self.save(&work.record).await
+    }
+
+    /// Takes back a staging that was not finished: unmounts what is ours, disconnects, forgets.
+    ///
+    /// # Errors
+    /// `Precondition` while it is in use; the record then stays.
+    pub(super) async fn take_back(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        record: &mut Record,
+        cx: &Cx,
+    ) -> Result<()> {
+        let Some(staged) = record.staged.clone() else { return Ok(()) };
+        cx.step("unmount what a former attempt left")?;
+        let attachment = staged.attachment.clone();
+        self.blocking(move |this| {
+            if this.see_staged(&staged.path, Some(&staged), Some(false))?.is_ours() {
+                this.unmount_ours(&staged.path, staged.shows.as_ref(), staged.root.as_ref())?;
+            }
+            Ok(())
+        })
+        .await?;
+        cx.step("disconnect what a former attempt left")?;
+        self.backend.connect().disconnect(id, attachment.as_ref(), cx).await?;
+        cx.step("forget the former attempt")?;
+        record.staged = None;
+        let record = record.clone();
+        self.blocking(move |this| this.store.save_or_forget(&record)).await
+    }
+
+    /// Puts the record back to what it said, and unmounts what this attempt mounted.
+    async fn restore(
+        self: &Arc<Self>,
+        former: Option<Record>,
+        mounted: Option<TargetPath>,
+        current: Record,
+    ) -> Result<()> {
+        self.blocking(move |this| {
+            if let (Some(path), Some(staged)) = (mounted, &current.staged)
+                && this.see_staged(path.as_path(), Some(staged), Some(false))?.is_ours()
+            {
+                this.unmount_ours(path.as_path(), staged.shows.as_ref(), staged.root.as_ref())?;
+            }
+            match former {
+                Some(former) => this.store.save(&former),
+                None => this.store.forget(&current.volume),
+            }
+        })
+        .await
+    }
+
+    /// Writes a record durably.
+    ///
+    /// # Errors
+    /// See [`Store::save`](super::record::Store::save).
+    pub(super) async fn save(self: &Arc<Self>, record: &Record) -> Result<()> {
+        let record = record.clone();
+        self.blocking(move |this| this.store.save(&record)).await
+    }
+}

@@ -1,0 +1,188 @@
+//! Unstaging: unmount, prove that nobody uses the device, disconnect, forget.
+//!
+//! The order is the point. A device that is let go while somebody still writes to it (a mount in
+//! another namespace, an open descriptor, a device mapper target) loses data or is handed out twice,
+//! so the call fails instead, and says who.
+
+use super::{
+    executor::Executor,
+    plan::{self, Seen, UnstageSeen, UnstageStep},
+    record::{Phase, Record, Root, Shows},
+    sight,
+};
+use larder_host::{DeviceId, DeviceUser, paths::TargetPath};
+use larder_model::{Cx, Fault, Kind, Result, VolumeId, backend::Attachment};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+/// udev and blkid open a device for a moment when its mount ends; they are waited for this often,
+/// each time a little longer: 1.4 s in all, less than a caller's patience.
+const PATIENCE: u32 = 7;
+
+/// What unstaging works with.
+struct Work {
+    record: Option<Record>,
+    shows: Option<Shows>,
+    root: Option<Root>,
+    attachment: Option<Attachment>,
+    at: Seen,
+    published: Vec<PathBuf>,
+}
+
+impl Executor {
+    /// See [`super::NodeEngine::unstage`].
+    pub(super) async fn unstage(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        volume: &str,
+        path: &TargetPath,
+        cx: &Cx,
+    ) -> Result<()> {
+        let mut work = self.look_before_unstage(volume, path, None).await?;
+        if work.at == Seen::Unknown {
+            // The records were wiped, or were never completed.
+            let found = self.identify(id, false, cx).await.map_err(|fault| {
+                let kind = match fault.kind() {
+                    Kind::NotFound => Kind::Precondition,
+                    kind => kind,
+                };
+                fault.during(format!("find out whether {path} shows this volume")).with_kind(kind)
+            })?;
+            work = self.look_before_unstage(volume, path, Some(found)).await?;
+        }
+        let steps = {
+            let published: Vec<_> = work.published.iter().map(PathBuf::as_path).collect();
+            let staged = work.record.as_ref().and_then(|record| record.staged.as_ref());
+            let seen = UnstageSeen { staged, at: &work.at, published: &published };
+            plan::unstage(seen, path.as_path())
+        };
+        let steps = match steps {
+            Err(fault) => {
+                // What was connected only to find out is let go.
+                if let (None, Some(attachment)) = (&work.record, &work.attachment) {
+                    self.release(id, attachment, cx).await?;
+                }
+                return Err(fault);
+            }
+            Ok(steps) => steps,
+        };
+        for step in steps {
+            match step {
+                UnstageStep::Record => {
+                    cx.step("record that the volume is being unstaged")?;
+                    if let Some(record) = &mut work.record {
+                        if let Some(staged) = &mut record.staged {
+                            staged.phase = Phase::Unstaging;
+                        }
+                        record.publications.clear(); // None of them stands.
+                        self.save(record).await?;
+                    }
+                }
+                UnstageStep::Unmount => {
+                    cx.step("unmount the staging path")?;
+                    let (path, shows, root) = (path.clone(), work.shows.clone(), work.root);
+                    self.blocking(move |this| {
+                        this.unmount_ours(path.as_path(), shows.as_ref(), root.as_ref())
+                    })
+                    .await?;
+                }
+                UnstageStep::ProveUnused => {
+                    cx.step("make sure that nobody uses the device")?;
+                    if let Some(Shows::Device { number, .. }) = &work.shows {
+                        let device = DeviceId::from(*number);
+                        self.prove_unused(id, device, work.attachment.as_ref()).await?;
+                    }
+                }
+                UnstageStep::Disconnect => {
+                    cx.step("disconnect the volume")?;
+                    let connect = self.backend.connect();
+                    connect.disconnect(id, work.attachment.as_ref(), cx).await?;
+                }
+                UnstageStep::Forget => {
+                    let Some(mut record) = work.record.take() else { continue };
+                    cx.step("forget the staging")?;
+                    record.staged = None;
+                    self.blocking(move |this| this.store.save_or_forget(&record)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_before_unstage(
+        self: &Arc<Self>,
+        volume: &str,
+        path: &TargetPath,
+        identified: Option<(Shows, Attachment)>,
+    ) -> Result<Work> {
+        let (volume, path) = (volume.to_owned(), path.clone());
+        self.blocking(move |this| {
+            let record = this.store.load(&volume)?;
+            let staged = record.as_ref().and_then(|record| record.staged.as_ref());
+            let (identified, found) = identified.unzip();
+            let shows = staged.and_then(|staged| staged.shows.clone()).or(identified);
+            let root = staged.and_then(|staged| staged.root);
+            let attachment = staged.and_then(|staged| staged.attachment.clone()).or(found);
+            let known = shows.as_ref().map(|shows| (Some(shows), root.as_ref()));
+            let at = this.see(path.as_path(), known, Some(false))?;
+            let mut published: Vec<PathBuf> = match &record {
+                Some(record) => this.standing(record)?.iter().map(|p| p.target.clone()).collect(),
+                None => Vec::new(),
+            };
+            let staged_here = staged.is_none_or(|staged| staged.path == path.as_path());
+            if let Some(shows) = shows.as_ref().filter(|_| staged_here) {
+                // Mounts that no record tells of; better found before anything is unmounted.
+                for entry in this.host.mounts.table()? {
+                    let known = entry.target == path.as_path() || published.contains(&entry.target);
+                    if !known && sight::matches(shows, &entry) {
+                        published.push(entry.target);
+                    }
+                }
+            }
+            Ok(Work { shows, root, attachment, at, published, record })
+        })
+        .await
+    }
+
+    /// Returns once nobody uses the device, in any mount namespace.
+    async fn prove_unused(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        device: DeviceId,
+        attachment: Option<&Attachment>,
+    ) -> Result<()> {
+        let connect = self.backend.connect();
+        for attempt in 1.. {
+            // A loop device with autoclear is gone with its last user, and its number may be
+            // somebody else's by now.
+            if let Some(attachment) = attachment
+                && !connect.is_connected(id, attachment).await?
+            {
+                return Ok(());
+            }
+            let users = self.blocking(move |this| this.host.mounts.users_of_device(device)).await?;
+            let me = std::process::id();
+            let mut users: Vec<DeviceUser> = users
+                .into_iter()
+                .filter(|user| !matches!(user, DeviceUser::Opener { pid, .. } if *pid == me))
+                .collect();
+            if users.is_empty() {
+                return Ok(());
+            }
+            let passing = users.iter().all(|user| matches!(user, DeviceUser::Opener { .. }));
+            if passing && attempt < PATIENCE {
+                tokio::time::sleep(Duration::from_millis(50) * attempt).await;
+                continue;
+            }
+            users.sort();
+            let names: Vec<_> = users.iter().take(5).map(DeviceUser::to_string).collect();
+            let more = users.len().saturating_sub(names.len());
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            return Err(Fault::precondition(format!(
+                "let go of device {device}: it is {}{more}",
+                names.join("; ")
+            ))
+            .hint("end those users; the call is then repeated"));
+        }
+        Ok(())
+    }
+}
