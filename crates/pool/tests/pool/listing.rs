@@ -1,0 +1,129 @@
+//! Lists in pages, static volumes among them.
+
+use crate::support::{Bench, Calls, copied, snapshot, spec, volume};
+use larder_model::{
+    Bytes, Connect, Kind, Provision,
+    volume::{ContentSource, FormatState, Page},
+};
+
+#[tokio::test]
+async fn a_walk_through_pages_sees_what_was_there_all_the_time_once() {
+    let bench = Bench::new(&["a", "a-b", "b"]);
+    let backend = bench.start().await;
+    let mut wanted = Vec::new();
+    for pool in ["a", "a-b", "b"] {
+        for n in 0..7 {
+            let id = format!("{pool}/{}-{n}", pool.replace('-', "x"));
+            backend.create(&spec(&id)).await.unwrap();
+            wanted.push(id);
+        }
+    }
+    std::fs::create_dir(bench.pool("a-b").join("static/axb-3x")).unwrap();
+    wanted.push("a-b/axb-3x".to_owned());
+    wanted.sort();
+    for size in [1, 2, 5, 100] {
+        let mut seen = Vec::new();
+        let mut page = Page { after: None, max: Some(size) };
+        let mut round = 0;
+        loop {
+            let listed = backend.list().unwrap().list_volumes(&page).await.unwrap();
+            assert!(listed.items.len() <= size);
+            seen.extend(listed.items.iter().map(|v| v.id.to_string()));
+            // Others come and go, also the one that the next page begins after.
+            let passing = format!("a/passing-{size}-{round}");
+            backend.create(&spec(&passing)).await.unwrap();
+            if round % 2 == 0 {
+                backend.delete(&passing).await.unwrap();
+            }
+            round += 1;
+            if !listed.more {
+                break;
+            }
+            page.after = seen.last().cloned();
+        }
+        seen.retain(|id| !id.contains("passing"));
+        assert_eq!(seen, wanted, "in pages of {size}");
+    }
+    let bad = Page { after: Some("a/../x".to_owned()), max: None };
+    let fault = backend.list().unwrap().list_volumes(&bad).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Aborted);
+}
+
+#[tokio::test]
+async fn snapshots_are_listed_by_source_in_pages() {
+    let bench = Bench::default();
+    let backend = bench.start().await;
+    for id in ["a/v", "a/w", "b/x"] {
+        backend.create(&spec(id)).await.unwrap();
+    }
+    for n in 0..6 {
+        let source = ["a/v", "a/w"][n % 2];
+        backend.cut(&format!("a/s{n}"), source).await.unwrap();
+    }
+    backend.cut("b/t", "b/x").await.unwrap();
+    assert_eq!(backend.snapshot_ids().await.len(), 7);
+    let snapshots = backend.snapshots().unwrap();
+    let of = |source: &str, after: Option<&str>, max| {
+        let page = Page { after: after.map(str::to_owned), max };
+        let source = volume(source);
+        async move {
+            let listed = snapshots.list_snapshots(Some(&source), &page).await.unwrap();
+            let ids: Vec<_> = listed.items.iter().map(|s| s.id.to_string()).collect();
+            (ids, listed.more)
+        }
+    };
+    assert_eq!(of("a/v", None, Some(2)).await, (vec!["a/s0".into(), "a/s2".into()], true));
+    assert_eq!(of("a/v", Some("a/s2"), Some(2)).await, (vec!["a/s4".into()], false));
+    assert_eq!(of("a/none", None, None).await, (vec![], false));
+    assert_eq!(of("b/x", None, None).await, (vec!["b/t".into()], false));
+}
+
+#[tokio::test]
+async fn static_volumes_are_found_used_and_never_deleted() {
+    let bench = Bench::default();
+    let backend = bench.start().await;
+    let folder = bench.pool("a").join("static");
+    std::fs::create_dir(folder.join("old")).unwrap();
+    std::fs::write(folder.join("old/content"), "theirs").unwrap();
+    let found = backend.get("a/old").await.unwrap();
+    assert!(found.is_static);
+    assert_eq!((found.capacity, found.name.as_str()), (Bytes::mib(5), "old"));
+    assert_eq!(backend.ids().await, ["a/old"]);
+    assert_eq!(backend.format_state(&volume("a/old")).await.unwrap(), FormatState::Foreign);
+    let formatted = FormatState::Formatted { fs: larder_model::FsType::Xfs };
+    backend.set_format_state(&volume("a/old"), formatted).await.unwrap();
+    assert_eq!(backend.format_state(&volume("a/old")).await.unwrap(), formatted);
+    assert!(folder.join("old.larder.json").exists());
+    assert_eq!(backend.ids().await, ["a/old"], "its record is no volume");
+    assert_eq!(backend.get("a/old.larder.json").await.unwrap_err().kind(), Kind::NotFound);
+
+    let fault = backend.delete("a/old").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition);
+    assert!(fault.to_string().contains("static"), "{fault}");
+    assert_eq!(backend.create(&spec("a/old")).await.unwrap_err().kind(), Kind::Conflict);
+    backend.create(&copied("a/new", ContentSource::Volume(volume("a/old")))).await.unwrap();
+    backend.cut("a/s", "a/old").await.unwrap();
+    backend.create(&copied("a/too", ContentSource::Snapshot(snapshot("a/s")))).await.unwrap();
+    assert_eq!(backend.ids().await, ["a/new", "a/old", "a/too"]);
+
+    std::os::unix::fs::symlink("/etc", folder.join("escape")).unwrap();
+    assert_eq!(backend.get("a/escape").await.unwrap_err().kind(), Kind::Precondition);
+    std::fs::write(folder.join("file"), "").unwrap();
+    assert_eq!(backend.get("a/file").await.unwrap_err().kind(), Kind::Precondition);
+    assert_eq!(backend.ids().await, ["a/new", "a/old", "a/too"]);
+    assert_eq!(std::fs::read_to_string(folder.join("old/content")).unwrap(), "theirs");
+}
+
+#[tokio::test]
+async fn a_created_volume_hides_a_static_one_and_the_pool_says_so() {
+    use larder_model::Backend;
+    let bench = Bench::default();
+    let backend = bench.start().await;
+    backend.create(&spec("a/v")).await.unwrap();
+    std::fs::create_dir(bench.pool("a").join("static/v")).unwrap();
+    assert!(!backend.get("a/v").await.unwrap().is_static);
+    assert_eq!(backend.ids().await, ["a/v"]);
+    let status = &backend.pool_status().await[0];
+    assert!(status.warnings.iter().any(|w| w.contains("hidden")), "{status:?}");
+    assert_eq!((status.volumes, status.storage.as_str()), (1, "fake storage"));
+}

@@ -1,0 +1,16 @@
+//! Pools on a real file system, with a medium that shows every leak.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests; the exemption in clippy.toml sees only functions marked #[test]"
+)]
+#![allow(unreachable_pub, reason = "modules of a test program")]
+
+mod capacity;
+mod crash;
+mod listing;
+mod snapshots;
+mod support;
+mod volumes;
