@@ -31,6 +31,8 @@ mod capabilities;
 mod groups;
 mod health;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 mod token;
 mod types;
 mod volumes;

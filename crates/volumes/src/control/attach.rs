@@ -15,11 +15,11 @@ impl ControlEngine {
     pub async fn attach_volume(&self, request: AttachVolume) -> Result<Attributes> {
         self.check_ready()?;
         let inner = self.0.clone();
-        let id = inner.volume_id(&request.volume_id)?;
-        let node = node_name(&request.node_id)?;
         if inner.backend.provision().attach().is_none() {
             return Err(inner.unsupported("attach volumes"));
         }
+        let id = inner.volume_id(&request.volume_id)?;
+        let node = node_name(&request.node_id)?;
         let one = std::slice::from_ref(&request.capability);
         accept::capabilities(inner.backend.facts(), one, &Attributes::new())?;
         let fingerprint = Fingerprint::of(&(

@@ -171,10 +171,10 @@ impl ControlEngine {
     pub async fn expand_volume(&self, request: ExpandVolume) -> Result<Expanded> {
         self.check_ready()?;
         let inner = self.0.clone();
-        let id = inner.volume_id(&request.volume_id)?;
         if inner.backend.provision().expand().is_none() {
             return Err(inner.unsupported("expand volumes"));
         }
+        let id = inner.volume_id(&request.volume_id)?;
         if request.capacity == CapacityRange::default() {
             return Err(Fault::invalid("expand to a size that is not given")
                 .hint("set required_bytes, limit_bytes or both"));
@@ -201,10 +201,10 @@ impl ControlEngine {
     pub async fn modify_volume(&self, request: ModifyVolume) -> Result<()> {
         self.check_ready()?;
         let inner = self.0.clone();
-        let id = inner.volume_id(&request.volume_id)?;
         if inner.backend.provision().modify().is_none() {
             return Err(inner.unsupported("modify volumes"));
         }
+        let id = inner.volume_id(&request.volume_id)?;
         if request.mutable_parameters.is_empty() {
             return Err(Fault::invalid("modify a volume without mutable_parameters"));
         }

@@ -66,20 +66,20 @@ impl MemoryBackend {
             Ok(()) => insert(&mut self.store()),
             Err(crash) => return Err(crash),
         };
-        if made.is_ok() {
-            cx.step("record that it is made")?;
+        if made.is_err() {
+            self.store().discard(id);
+            return made;
         }
+        cx.step("record that it is made")?;
         self.store().unfinished.remove(id);
         made
     }
 
-    fn remove(&self, id: &str, cx: &Cx, remove: impl FnOnce(&mut super::Store)) -> Result<()> {
+    fn remove(&self, id: &str, cx: &Cx) -> Result<()> {
         cx.step("record the deletion")?;
         self.store().unfinished.insert(id.to_owned());
         cx.step("delete it")?;
-        let mut store = self.store();
-        remove(&mut store);
-        store.unfinished.remove(id);
+        self.store().discard(id);
         Ok(())
     }
 
@@ -219,10 +219,7 @@ impl Provision for MemoryBackend {
             match is_static {
                 None => Ok(()),
                 Some(true) => Err(Fault::precondition(format!("delete volume {id}: not ours"))),
-                Some(false) => self.remove(id.as_str(), cx, |store| {
-                    store.volumes.remove(id.as_str());
-                    store.attached.remove(id.as_str());
-                }),
+                Some(false) => self.remove(id.as_str(), cx),
             }
         };
         self.injections.call("delete_volume", work).await
@@ -459,9 +456,7 @@ impl Snapshots for MemoryBackend {
             if !self.store().snapshots.contains_key(id.as_str()) {
                 return Ok(());
             }
-            self.remove(id.as_str(), cx, |store| {
-                store.snapshots.remove(id.as_str());
-            })
+            self.remove(id.as_str(), cx)
         };
         self.injections.call("delete_snapshot", work).await
     }
@@ -550,10 +545,7 @@ impl Groups for MemoryBackend {
             if recorded != members.iter().collect() {
                 return Err(Fault::invalid(format!("delete group {id}: other members")));
             }
-            self.remove(id.as_str(), cx, |store| {
-                store.groups.remove(id.as_str());
-                store.snapshots.retain(|_, s| s.snapshot.group.as_deref() != Some(id.as_str()));
-            })
+            self.remove(id.as_str(), cx)
         };
         self.injections.call("delete_group", work).await
     }

@@ -80,16 +80,23 @@ impl Store {
     /// Completes or takes back what a killed process left half-done.
     pub(super) fn mend(&mut self) {
         for id in std::mem::take(&mut self.unfinished) {
-            self.volumes.remove(&id);
-            self.snapshots.remove(&id);
-            self.groups.remove(&id);
-            self.attached.remove(&id);
+            self.discard(&id);
         }
         for (id, size) in std::mem::take(&mut self.growing) {
             if let Some(volume) = self.volumes.get_mut(&id) {
                 volume.volume.capacity = size;
             }
         }
+    }
+
+    /// Removes whatever was made under `id`; of a group, its members too.
+    pub(super) fn discard(&mut self, id: &str) {
+        self.volumes.remove(id);
+        self.attached.remove(id);
+        self.groups.remove(id);
+        self.snapshots.remove(id);
+        self.snapshots.retain(|_, s| s.snapshot.group.as_deref() != Some(id));
+        self.unfinished.remove(id);
     }
 
     pub(super) fn add_static(&mut self, id: &VolumeId, capacity: Bytes) {
