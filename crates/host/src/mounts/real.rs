@@ -1,7 +1,7 @@
 //! The mounts of this machine.
 
 use super::{
-    BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, Mounts, Unmount,
+    BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, MountRoot, Mounts, Unmount,
     attributes::{self, Sorted},
     create, sys, table, users,
 };
@@ -62,6 +62,27 @@ impl Mounts for RealMounts {
             // A mount whose server or daemon is dead answers with all kinds of errors; the table
             // still knows it.
             Ok(_) | Err(_) => Ok(!self.mounts_at(path)?.is_empty()),
+        }
+    }
+
+    fn mount_root(&self, path: &Path) -> Result<Option<MountRoot>> {
+        let at = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID;
+        match rustix::fs::statx(CWD, path, at, wanted) {
+            Ok(stat) if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+                if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+                    return Ok(None);
+                }
+                let device = DeviceId { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+                let (mount, inode) = (stat.stx_mnt_id, stat.stx_ino);
+                Ok(Some(MountRoot { mount, device, inode }))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            // As in `is_mount_point`.
+            Ok(_) | Err(_) => {
+                let top = self.mounts_at(path)?.pop();
+                Ok(top.map(|m| MountRoot { mount: m.id, device: m.device, inode: 0 }))
+            }
         }
     }
 
