@@ -23,8 +23,11 @@ use crate::{
     services::{Gate, Services, SetLogLevel, State},
     socket::Socket,
 };
-use larder_model::{DriverName, Fault, NodeName, Result};
-use larder_volumes::{ControlEngine, Running};
+use larder_model::{Cx, DriverName, Fault, NodeName, Result};
+use larder_volumes::{
+    ControlEngine, Running,
+    node::{NodeEngine, Recovered},
+};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -119,15 +122,23 @@ struct Inner {
 
 impl Driver {
     /// A driver over its engines. It answers at once, but is not ready until [`Driver::start`].
-    pub fn new(control: ControlEngine, settings: Settings, metrics: CallMetrics) -> Self {
-        let Settings { name, node, version, manifest, limits, set_log_level } = settings;
+    ///
+    /// Without a node engine, node calls are UNIMPLEMENTED: this process is the controller only.
+    pub fn new(
+        control: ControlEngine,
+        node: Option<NodeEngine>,
+        settings: Settings,
+        metrics: CallMetrics,
+    ) -> Self {
+        let Settings { name, node: place, version, manifest, limits, set_log_level } = settings;
         let calls = TaskTracker::new();
-        let observe = ObserveLayer::new(name.as_str(), node.as_str(), metrics);
+        let observe = ObserveLayer::new(name.as_str(), place.as_str(), metrics);
         let services = Arc::new(Services {
             name,
             version,
             manifest,
             control,
+            node,
             gate: Gate::default(),
             tracker: calls.clone(),
             set_log_level,
@@ -275,7 +286,18 @@ impl Driver {
 
 impl Services {
     async fn start(&self) -> Result<()> {
-        self.control.start().await
+        self.control.start().await?;
+        if let Some(node) = &self.node {
+            let Recovered { live, mended, left } = node.recover(&Cx::new()).await?;
+            for what in &mended {
+                tracing::warn!(driver = %self.name, what, "mended what a killed process left");
+            }
+            for what in &left {
+                tracing::error!(driver = %self.name, what, "could not mend, will try again");
+            }
+            tracing::info!(driver = %self.name, live, "volumes in use on this node");
+        }
+        Ok(())
     }
 }
 

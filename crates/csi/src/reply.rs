@@ -11,6 +11,7 @@ use larder_proto::{csi, larder};
 use larder_volumes::{
     Running,
     control::{BlockPage, ControllerCapability, PluginCapability, VolumeEntry, VolumeHealth},
+    node::{NodeCapabilities, NodeInfo, Usage, VolumeStats},
 };
 
 fn topology(segments: Segments) -> csi::Topology {
@@ -188,6 +189,59 @@ pub(crate) fn plugin_capability(capability: PluginCapability) -> csi::PluginCapa
         C::SnapshotAccessibilityConstraints => Service::SnapshotAccessibilityConstraints.into(),
         C::VolumeExpansionOnline => Expansion::Online.into(),
         C::VolumeExpansionOffline => Expansion::Offline.into(),
+    }
+}
+
+pub(crate) fn node_capabilities(capabilities: NodeCapabilities) -> Vec<csi::NodeServiceCapability> {
+    use csi::node_service_capability::rpc::Type as Wire;
+    let NodeCapabilities {
+        stage_unstage,
+        volume_stats,
+        expand,
+        single_node_multi_writer,
+        mount_group,
+        volume_health,
+        storage_health,
+    } = capabilities;
+    [
+        (stage_unstage, Wire::StageUnstageVolume),
+        (volume_stats, Wire::GetVolumeStats),
+        (expand, Wire::ExpandVolume),
+        (single_node_multi_writer, Wire::SingleNodeMultiWriter),
+        (mount_group, Wire::VolumeMountGroup),
+        (volume_health, Wire::GetVolumeHealth),
+        // What revision 1.12 calls health.
+        (volume_health && volume_stats, Wire::VolumeCondition),
+        (storage_health, Wire::GetStorageHealth),
+    ]
+    .into_iter()
+    .filter_map(|(offered, capability)| offered.then(|| capability.into()))
+    .collect()
+}
+
+pub(crate) fn node_info(info: NodeInfo) -> csi::NodeGetInfoResponse {
+    csi::NodeGetInfoResponse {
+        node_id: info.node_id,
+        max_volumes_per_node: info.max_volumes.map_or(0, i64::from),
+        accessible_topology: info.topology.map(topology),
+    }
+}
+
+pub(crate) fn usage(stats: VolumeStats) -> Vec<csi::VolumeUsage> {
+    use csi::volume_usage::Unit;
+    let usage = |usage: Usage, unit: Unit| csi::VolumeUsage {
+        available: signed(usage.available),
+        total: signed(usage.total),
+        used: signed(usage.used),
+        unit: unit.into(),
+    };
+    match stats {
+        VolumeStats::Mounted { bytes, inodes } => {
+            vec![usage(bytes, Unit::Bytes), usage(inodes, Unit::Inodes)]
+        }
+        VolumeStats::Block { total } => {
+            vec![usage(Usage { total: total.get(), ..Usage::default() }, Unit::Bytes)]
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod control;
 pub(crate) mod field;
+mod node;
 
 pub(crate) use control::{Get, Remove};
 

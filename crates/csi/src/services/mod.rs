@@ -15,6 +15,7 @@ mod gate;
 mod group;
 mod identity;
 mod metadata;
+mod node;
 
 mod pages;
 
@@ -25,7 +26,7 @@ use crate::{request::Check, status::status};
 
 use larder_model::{DriverName, Fault, Result};
 use larder_proto::{csi, larder};
-use larder_volumes::{ControlEngine, control::ControllerCapability};
+use larder_volumes::{ControlEngine, control::ControllerCapability, node::NodeEngine};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, service::Routes};
@@ -45,6 +46,7 @@ pub(crate) struct Services {
     pub(crate) version: String,
     pub(crate) manifest: BTreeMap<String, String>,
     pub(crate) control: ControlEngine,
+    pub(crate) node: Option<NodeEngine>,
     pub(crate) gate: Gate,
     /// Work that outlives its caller.
     pub(crate) tracker: TaskTracker,
@@ -56,7 +58,8 @@ impl Services {
     pub(crate) fn routes(self: &Arc<Self>) -> Routes {
         use csi::{
             controller_server::ControllerServer, group_controller_server::GroupControllerServer,
-            identity_server::IdentityServer, snapshot_metadata_server::SnapshotMetadataServer,
+            identity_server::IdentityServer, node_server::NodeServer,
+            snapshot_metadata_server::SnapshotMetadataServer,
         };
         use larder::admin_server::AdminServer;
         macro_rules! served {
@@ -71,6 +74,7 @@ impl Services {
             ControllerServer,
             GroupControllerServer,
             SnapshotMetadataServer,
+            NodeServer,
             AdminServer
         )
     }

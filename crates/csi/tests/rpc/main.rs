@@ -1,4 +1,8 @@
 //! The services as callers see them: in process and over a real unix socket.
+//!
+//! The tables in `tests/tables` are the specification's: `required.rs`, `limits.rs` and `errors.rs`
+//! each go through one of them and fail for a row that they do not know. What deviates from them is
+//! listed in docs/semantics.md, with the test that proves it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,4 +11,9 @@
 )]
 
 mod life;
+
+mod message;
+mod required;
 mod support;
+mod tables;
+mod valid;

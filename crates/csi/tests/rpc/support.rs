@@ -1,12 +1,16 @@
 //! A driver over the backend in memory, and how it is called.
 
+use crate::valid;
 use larder_csi::{Client, Driver, Endpoint, Settings, layers::CallMetrics};
-use larder_model::Backend;
+use larder_host::fake::FakeKernel;
+use larder_model::{Backend, DriverName, NodeName};
+use larder_proto::csi;
 use larder_volumes::{
     Claims, ControlEngine,
+    node::{NodeConfig, NodeEngine},
     testing::{Memory, MemoryBackend},
 };
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 /// A driver for tests. Its folder goes with it.
 pub(crate) struct Rig {
@@ -23,14 +27,27 @@ impl Rig {
 
     /// The same, with other settings.
     pub(crate) fn with(memory: Memory, change: impl FnOnce(&mut Settings)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let backend = memory.build();
-        let control =
-            ControlEngine::new(Arc::new(backend.clone()) as Arc<dyn Backend>, Claims::new(), None);
-        let mut settings = Settings::new("memory.test".parse().unwrap(), "node-1".parse().unwrap());
+        let shared = Arc::new(backend.clone()) as Arc<dyn Backend>;
+        let (name, node): (DriverName, NodeName) =
+            ("memory.test".parse().unwrap(), "node-1".parse().unwrap());
+        let claims = Claims::new();
+        let config = NodeConfig {
+            state_dir: folder.path().join("state"),
+            boot_id: "boot-1".to_owned(),
+            ..NodeConfig::new(name.clone(), node.clone())
+        };
+        let host = FakeKernel::new().host();
+        let engine = NodeEngine::new(shared.clone(), host, config, claims.clone());
+        let in_use = Arc::new(engine.clone());
+        let control = ControlEngine::new(shared, claims, Some(in_use));
+        engine.set_inline_volumes(Arc::new(control.clone()));
+        let mut settings = Settings::new(name, node);
         change(&mut settings);
         let metrics = CallMetrics::register(&mut prometheus_client::registry::Registry::default());
-        let driver = Driver::new(control, settings, metrics);
-        Self { backend, driver, folder: tempfile::tempdir().unwrap() }
+        let driver = Driver::new(control, Some(engine), settings, metrics);
+        Self { backend, driver, folder }
     }
 
     /// A driver that is ready.
@@ -38,6 +55,32 @@ impl Rig {
         let rig = Self::new(memory);
         rig.driver.start().await.unwrap();
         rig
+    }
+
+    /// A driver that is ready, with the volume and the snapshots of [`crate::valid`].
+    pub(crate) async fn filled(memory: Memory) -> Self {
+        let rig = Self::ready(memory).await;
+        let mut controller = rig.driver.client().controller();
+        let create = csi::CreateVolumeRequest {
+            name: "vol".to_owned(),
+            volume_capabilities: vec![valid::mounted()],
+            ..Default::default()
+        };
+        controller.create_volume(create).await.unwrap();
+        for name in ["snap", "snap-2"] {
+            let create = csi::CreateSnapshotRequest {
+                name: name.to_owned(),
+                source_volume_id: valid::VOLUME.to_owned(),
+                ..Default::default()
+            };
+            controller.create_snapshot(create).await.unwrap();
+        }
+        rig
+    }
+
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where it can be served.
