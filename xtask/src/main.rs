@@ -17,7 +17,12 @@
     reason = "developer CLI: runs cargo and friends and prints; there is no runtime to block"
 )]
 
+mod check;
+mod demo;
+mod proc;
+mod sanity;
 mod setup;
+mod test;
 mod vm;
 
 use std::{
@@ -25,7 +30,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -39,6 +44,16 @@ struct Cli {
 enum Command {
     /// Install what building, the demo and the tests need
     Setup(setup::Args),
+    /// Run the tests in stages, and print what passed, failed and was skipped
+    Test(test::Args),
+    /// Run the test targets that want virtual machines or a long time
+    Suite(test::suite::Args),
+    /// Check formatting, lints and the repository's own rules
+    Check(check::Args),
+    /// Run the official CSI conformance suite against `larder serve`
+    Sanity(sanity::Args),
+    /// Build Larder and run its demo
+    Demo(demo::Args),
     /// Run one command in a throw-away Debian virtual machine
     Vm(vm::Args),
 }
@@ -56,6 +71,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Setup(args) => setup::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Suite(args) => test::suite::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Sanity(args) => sanity::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Vm(args) => vm::run(args),
     }
 }
@@ -64,4 +84,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn root() -> PathBuf {
     // xtask/ stands in it.
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
+}
+
+/// cargo's output folder.
+fn target_dir() -> Result<PathBuf> {
+    let json =
+        proc::output(proc::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&json)?;
+    let dir = metadata.get("target_directory").and_then(serde_json::Value::as_str);
+    Ok(dir.context("cargo names no target directory")?.into())
 }

@@ -1,0 +1,149 @@
+//! `cargo xtask suite`: runs the test targets that want virtual machines or long
+//! times (see `discover`), and sums up what they say.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use larder_needs::Purpose;
+use larder_vm::{End, Machine, Streams};
+
+use super::{
+    discover::{self, Target},
+    totals::{self, Totals},
+};
+use crate::proc;
+
+/// What the guest's /scratch, where tests put their temporary files, can hold.
+const SCRATCH_BYTES: u64 = 16 << 30;
+
+/// Arguments of `suite`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which tests
+    suite: Suite,
+    /// Only this test target
+    #[arg(long, value_name = "TARGET")]
+    only: Option<String>,
+    /// For the test binaries, such as a filter
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// On the host, starting virtual machines
+    Vm,
+    /// In virtual machines
+    InVm,
+    /// Long ones
+    Soak,
+}
+
+impl Suite {
+    fn has(self, target: &Target) -> bool {
+        match self {
+            Self::Vm => !target.is_long() && !target.is_inside(),
+            Self::InVm => !target.is_long() && target.is_inside(),
+            Self::Soak => target.is_long(),
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let wanted = |target: &Target| {
+        args.suite.has(target) && args.only.as_ref().is_none_or(|name| *name == target.name)
+    };
+    let targets: Vec<_> = discover::targets()?.into_iter().filter(wanted).collect();
+    ensure!(!targets.is_empty(), "there is no such test target");
+    larder_needs::ensure(&[Purpose::Build, Purpose::Vm])?;
+    let mut sum = Totals::default();
+    for target in &targets {
+        let binary = build(target)?;
+        sum = sum + run_one(target, &binary, &args.arguments)?;
+    }
+    println!("{sum}");
+    Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds a target; the path of its binary.
+fn build(target: &Target) -> Result<PathBuf> {
+    let mut cargo = proc::cargo();
+    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    cargo.args(["--package", &target.package, "--test", &target.name]);
+    cargo.args(["--features", &target.features.join(",")]);
+    let output = cargo.stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{} failed", proc::shown(&cargo));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let artifact = |line: &str| -> Option<PathBuf> {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message.pointer("/target/name")? == target.name.as_str()).then_some(())?;
+        (message.pointer("/target/kind/0")? == "test").then_some(())?;
+        Some(message.get("executable")?.as_str()?.into())
+    };
+    text.lines().find_map(artifact).with_context(|| format!("no binary of {}", target.name))
+}
+
+fn run_one(target: &Target, binary: &Path, arguments: &[String]) -> Result<Totals> {
+    println!("     Running {} {}", target.package, target.name);
+    let (text, ended) = if target.is_inside() {
+        run_inside(target, binary, arguments)?
+    } else {
+        run_here(binary, arguments)?
+    };
+    let totals = totals::parse(&text).unwrap_or_default();
+    if totals.failed == 0
+        && let Some(how) = ended
+    {
+        println!("FAILED {} {}: {how}", target.package, target.name);
+        return Ok(totals + Totals { failed: 1, ..Totals::default() });
+    }
+    Ok(totals)
+}
+
+/// What the binary printed, and how it ended when that was not success.
+fn run_here(binary: &Path, arguments: &[String]) -> Result<(String, Option<String>)> {
+    let mut command = std::process::Command::new(binary);
+    command.args(arguments).current_dir(crate::root());
+    // Two machines at a time: more do not fit two processors.
+    command.env("RUST_TEST_THREADS", "2");
+    let output = command.stderr(std::process::Stdio::inherit()).output();
+    let output = output.with_context(|| format!("failed to start {}", binary.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    print!("{text}");
+    Ok((text, (!output.status.success()).then(|| output.status.to_string())))
+}
+
+fn run_inside(
+    target: &Target,
+    binary: &Path,
+    arguments: &[String],
+) -> Result<(String, Option<String>)> {
+    let folder = binary.parent().context("a binary has a folder")?;
+    let mut machine = Machine::new()
+        .memory(target.memory)
+        .udev(target.udev)
+        .scratch(SCRATCH_BYTES)
+        .timeout(Duration::from_secs(60 * u64::from(target.minutes)))
+        .env("TMPDIR", "/scratch")
+        .env("RUST_BACKTRACE", "1")
+        .streams(Streams::PassedThrough)
+        .share(crate::root());
+    if !folder.starts_with(crate::root()) {
+        machine = machine.share(folder);
+    }
+    let command = std::iter::once(binary.as_os_str()).chain(arguments.iter().map(AsRef::as_ref));
+    let output = machine.run(command)?;
+    let ended = match output.end {
+        End::Exited(0) => None,
+        End::Exited(status) => Some(format!("exit status {status}")),
+        End::TimedOut => Some(format!("not done after {} minutes", target.minutes)),
+        End::Crashed => Some(format!("the machine died:\n{}", output.console)),
+        End::PowerCut => bail!("nobody cut this machine's power"),
+    };
+    Ok((output.text(), ended))
+}
