@@ -13,6 +13,7 @@
 mod attributes;
 mod create;
 mod real;
+mod shown;
 mod sys;
 mod table;
 pub(crate) mod users;
@@ -278,4 +279,14 @@ pub trait Mounts: Send + Sync {
     /// # Errors
     /// `Internal` when that cannot be found out; never an empty list instead.
     fn users_of_device(&self, device: DeviceId) -> Result<Vec<DeviceUser>>;
+
+    /// Everybody to whom directory `dir`, or something in it, is shown at another place by a bind
+    /// mount, in every mount namespace of the machine. Mounts that show something around it do not
+    /// count.
+    ///
+    /// # Errors
+    /// `NotFound`; `Internal` when that cannot be found out; never an empty list instead.
+    fn users_of_directory(&self, dir: &Path) -> Result<Vec<DeviceUser>> {
+        shown::in_table(dir, &self.table()?)
+    }
 }

@@ -3,7 +3,7 @@
 use super::{
     BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, MountRoot, Mounts, Unmount,
     attributes::{self, Sorted},
-    create, sys, table, users,
+    create, shown, sys, table, users,
 };
 use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};
@@ -196,6 +196,10 @@ impl Mounts for RealMounts {
 
     fn users_of_device(&self, device: DeviceId) -> Result<Vec<DeviceUser>> {
         users::of_device(device)
+    }
+
+    fn users_of_directory(&self, dir: &Path) -> Result<Vec<DeviceUser>> {
+        shown::everywhere(dir, &self.table()?)
     }
 }
 

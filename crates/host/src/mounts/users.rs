@@ -49,7 +49,7 @@ fn kernel_name(device: DeviceId) -> Option<String> {
     Some(link.file_name()?.to_str()?.to_owned())
 }
 
-fn processes() -> Result<Vec<u32>> {
+pub(super) fn processes() -> Result<Vec<u32>> {
     let what = "list the processes of this machine";
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").map_err(|e| Fault::io(what, e))? {
@@ -74,30 +74,40 @@ fn mounts(
     namespaces: &mut BTreeSet<u64>,
     users: &mut BTreeSet<DeviceUser>,
 ) -> Result<()> {
-    let what = || format!("see the mounts of process {pid}");
-    let namespace = match std::fs::read_link(format!("/proc/{pid}/ns/mnt")) {
-        Ok(link) => namespace_inode(&link).ok_or_else(|| Fault::internal(what()))?,
-        // Zombies and kernel threads on their way out have no namespace any more.
-        Err(e) if is_gone_or_hidden(&e) => return Ok(()),
-        Err(e) => return Err(Fault::io(what(), e)),
-    };
-    if namespaces.contains(&namespace) {
-        return Ok(());
-    }
-    let text = match std::fs::read(format!("/proc/{pid}/mountinfo")) {
-        Ok(text) => text,
-        // EINVAL: it has left its namespace between the two looks.
-        Err(e) if is_gone_or_hidden(&e) || e.kind() == ErrorKind::InvalidInput => return Ok(()),
-        Err(e) => return Err(Fault::io(what(), e)),
-    };
-    let entries = table::parse_mountinfo(&text).ok_or_else(|| Fault::internal(what()))?;
-    namespaces.insert(namespace);
+    let Some((namespace, entries)) = mounts_of(pid, namespaces)? else { return Ok(()) };
     for entry in entries {
         if entry.device == device || is_source(&entry, device, name) {
             users.insert(DeviceUser::Mount { pid, namespace, target: entry.target });
         }
     }
     Ok(())
+}
+
+/// The mount namespace of a process and its table; None when it is in `seen` already (otherwise it
+/// is added) or the process has ended.
+pub(super) fn mounts_of(
+    pid: u32,
+    seen: &mut BTreeSet<u64>,
+) -> Result<Option<(u64, Vec<MountEntry>)>> {
+    let what = || format!("see the mounts of process {pid}");
+    let namespace = match std::fs::read_link(format!("/proc/{pid}/ns/mnt")) {
+        Ok(link) => namespace_inode(&link).ok_or_else(|| Fault::internal(what()))?,
+        // Zombies and kernel threads on their way out have no namespace any more.
+        Err(e) if is_gone_or_hidden(&e) => return Ok(None),
+        Err(e) => return Err(Fault::io(what(), e)),
+    };
+    if seen.contains(&namespace) {
+        return Ok(None);
+    }
+    let text = match std::fs::read(format!("/proc/{pid}/mountinfo")) {
+        Ok(text) => text,
+        // EINVAL: it has left its namespace between the two looks.
+        Err(e) if is_gone_or_hidden(&e) || e.kind() == ErrorKind::InvalidInput => return Ok(None),
+        Err(e) => return Err(Fault::io(what(), e)),
+    };
+    let entries = table::parse_mountinfo(&text).ok_or_else(|| Fault::internal(what()))?;
+    seen.insert(namespace);
+    Ok(Some((namespace, entries)))
 }
 
 /// btrfs shows a number of its own in the mount table, not that of its device.
