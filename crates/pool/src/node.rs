@@ -14,7 +14,9 @@ impl<M: Medium> Core<M> {
         cx: &Cx,
     ) -> Result<(Source, Attachment)> {
         let (pool, entry) = self.find(&request.id)?;
-        self.medium.connect(&pool, &entry, request, cx)
+        self.medium
+            .connect(&pool, &entry, request, cx)
+            .map_err(|fault| pool.explain(fault).during(format!("connect volume {}", entry.id)))
     }
 
     /// With an attachment the device can be released although volume or pool are gone; without one
@@ -55,7 +57,7 @@ impl<M: Medium> Core<M> {
             Ok(())
         })
         .map(drop)
-        .map_err(|fault| fault.during(format!("note the file system of volume {id}")))
+        .map_err(|fault| pool.explain(fault).during(format!("note the file system of volume {id}")))
     }
 
     pub(crate) fn refresh_size(

@@ -337,6 +337,18 @@ impl Pool {
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = false;
     }
 
+    /// A fault of work in this pool: whatever failed after the pool went away failed because of it.
+    pub(crate) fn explain(&self, fault: Fault) -> Fault {
+        let current = *self.0.current.read().unwrap_or_else(PoisonError::into_inner);
+        if fault.is_simulated_crash() || (current && self.still_there()) {
+            return fault;
+        }
+        fault
+            .with_kind(Kind::Unavailable)
+            .during(format!("pool {} went away meanwhile", self.name()))
+            .hint("ask again when it is back")
+    }
+
     /// Runs a short piece of work that makes something visible, unless the pool was opened anew.
     pub(crate) fn while_current<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);

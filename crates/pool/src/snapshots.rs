@@ -31,7 +31,7 @@ impl<M: Medium> Core<M> {
         let _claim = self.claims.alone(Shelf::Snapshots, id.native(), "cut")?;
         let _lock = pool.shared_lock(Shelf::Snapshots, id.native(), "use", true)?;
         self.cut_or_match(&pool, spec, cx)
-            .map_err(|fault| fault.during(format!("cut snapshot {id}")))
+            .map_err(|fault| pool.explain(fault).during(format!("cut snapshot {id}")))
     }
 
     fn cut_or_match(&self, pool: &Pool, spec: &SnapshotSpec, cx: &Cx) -> Result<Snapshot> {
@@ -104,7 +104,7 @@ impl<M: Medium> Core<M> {
             }
             raze(&*self.medium, &pool, Shelf::Snapshots, native, cx)
         };
-        delete().map_err(during)?;
+        delete().map_err(|fault| during(pool.explain(fault)))?;
         pool.forget_locks(Shelf::Snapshots, native, lock);
         Ok(())
     }

@@ -24,7 +24,7 @@ impl<M: Medium> Core<M> {
         let _claim = self.claims.alone(Shelf::Volumes, native, "created")?;
         let _lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
         self.make_or_match(&pool, spec, cx)
-            .map_err(|fault| fault.during(format!("create volume {id}")))
+            .map_err(|fault| pool.explain(fault).during(format!("create volume {id}")))
     }
 
     fn make_or_match(&self, pool: &Pool, spec: &VolumeSpec, cx: &Cx) -> Result<Volume> {
@@ -152,7 +152,8 @@ impl<M: Medium> Core<M> {
     pub(crate) fn find(&self, id: &VolumeId) -> Result<(Pool, Entry)> {
         let pool = self.places.get(id.pool())?;
         let entry = self
-            .lookup(&pool, id.native())?
+            .lookup(&pool, id.native())
+            .map_err(|fault| pool.explain(fault))?
             .ok_or_else(|| Fault::not_found(format!("find volume {id}")))?;
         Ok((pool, entry))
     }
@@ -179,7 +180,7 @@ impl<M: Medium> Core<M> {
             }
             raze(&*self.medium, &pool, Shelf::Volumes, native, cx)
         };
-        delete().map_err(during)?;
+        delete().map_err(|fault| during(pool.explain(fault)))?;
         pool.forget_locks(Shelf::Volumes, native, lock);
         Ok(())
     }
@@ -197,7 +198,7 @@ impl<M: Medium> Core<M> {
         // As it is now that nobody else works on it.
         let (_, entry) = self.find(id)?;
         self.grow(&pool, &entry, range, cx)
-            .map_err(|fault| fault.during(format!("expand volume {id}")))
+            .map_err(|fault| pool.explain(fault).during(format!("expand volume {id}")))
     }
 
     fn grow(&self, pool: &Pool, entry: &Entry, range: CapacityRange, cx: &Cx) -> Result<Bytes> {

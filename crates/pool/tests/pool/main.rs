@@ -8,8 +8,10 @@
 )]
 #![allow(unreachable_pub, reason = "modules of a test program")]
 
+mod away;
 mod capacity;
 mod crash;
+mod damage;
 mod listing;
 mod snapshots;
 mod support;

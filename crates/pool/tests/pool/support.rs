@@ -2,7 +2,7 @@
 //! that stands for what media keep elsewhere (quota ids, devices). A ticket without its volume is a
 //! leak, and so is a volume without its ticket.
 
-use larder_host::Host;
+use larder_host::{BindRequest, Host, MountRequest, Unmount};
 use larder_model::{
     AccessMode, AccessType, Backend, Bytes, CapacityRange, Cx, Fault, MountAccess, Params,
     PoolName, Provision, Result, Secrets, SnapshotId, VolumeCapability, VolumeId,
@@ -258,6 +258,34 @@ impl Bench {
         Self { medium: FakeMedium::new(&tickets), pools, dir }
     }
 
+    /// The directory of everything, without symlinks.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().canonicalize().unwrap()
+    }
+
+    /// Mounts something on a directory that is made where needed. Unmounted with the bench.
+    pub fn mount(&self, fs_type: &str, source: &str, target: &Path, options: &[&str]) {
+        fs::create_dir_all(target).unwrap();
+        let request = MountRequest {
+            fs_type: fs_type.to_owned(),
+            source: source.to_owned(),
+            target: target.to_owned(),
+            options: options.iter().map(|o| (*o).to_owned()).collect(),
+            read_only: false,
+        };
+        Host::real().mounts.mount(&request).expect("these tests mount file systems: run as root");
+    }
+
+    pub fn bind(&self, source: &Path, target: &Path) {
+        let (source, target) = (source.to_owned(), target.to_owned());
+        let request = BindRequest { source, target, read_only: false, options: Vec::new() };
+        Host::real().mounts.bind(&request).expect("these tests mount file systems: run as root");
+    }
+
+    pub fn unmount(&self, target: &Path) {
+        Host::real().mounts.unmount(target, Unmount::Lazy).unwrap();
+    }
+
     pub fn pool(&self, name: &str) -> PathBuf {
         self.pools[&name.parse::<PoolName>().unwrap()].path.clone()
     }
@@ -314,6 +342,25 @@ impl Bench {
         }
         assert!(tickets.is_empty(), "leaked: {tickets:?}");
         state
+    }
+}
+
+/// Nothing stays mounted or attached, also after a failed test.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let (host, here) = (Host::real(), self.path());
+        for _ in 0..4 {
+            for entry in host.mounts.table().unwrap_or_default().iter().rev() {
+                if entry.target.starts_with(&here) {
+                    let _ = host.mounts.unmount(&entry.target, Unmount::Lazy);
+                }
+            }
+        }
+        for info in host.loops.list().unwrap_or_default() {
+            if info.backing_file.as_ref().is_some_and(|file| file.starts_with(&here)) {
+                let _ = host.loops.detach(info.number, info.backing_inode);
+            }
+        }
     }
 }
 
