@@ -12,6 +12,7 @@
 //! | [`capability`] | access modes and types, file systems |
 //! | [`topology`] | segments and requirements |
 //! | [`volume`] | what is asked for and what exists: volumes, snapshots, health, listing |
+//! | [`mkfs`] | arguments for mkfs from outside |
 //! | [`params`] | StorageClass parameters, unknown ones refused by name |
 //! | [`secrets`] | secrets that cannot be printed |
 //! | [`cx`] | the context of one running operation: step, progress, crash points, undo |
@@ -23,6 +24,7 @@ pub mod capability;
 pub mod cx;
 pub mod fault;
 pub mod id;
+pub mod mkfs;
 pub mod params;
 pub mod secrets;
 pub mod topology;

@@ -32,7 +32,6 @@ mod flags;
 mod format;
 mod health;
 mod inline;
-mod mkfs;
 mod plan;
 mod publish;
 mod record;

@@ -114,7 +114,7 @@ fn check_options(fs: FsType, options: &[String]) -> Result<()> {
             return Err(wrong("give each flag and its value as an option of its own"));
         }
         let forcing = match fs {
-            FsType::Ext4 => ["-F", "-S", "-n", "-V"].as_slice(),
+            FsType::Ext4 => ["-F", "-S", "-n", "-V", "-d", "-z"].as_slice(),
             FsType::Xfs => &["-f", "-N", "-V", "-p"],
             FsType::Btrfs => &["-f", "-V", "-r"],
         };

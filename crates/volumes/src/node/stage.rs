@@ -7,7 +7,6 @@ use super::{
     StageRequest,
     executor::{Asked, Executor, kind_of},
     format::{self, Decision, Wanted},
-    mkfs,
     plan::{self, Seen, SourceSeen, SourceWanted, StageSeen, StageStep},
     record::{Phase, Record, Shows, Staged, Terms},
     sight,
@@ -278,7 +277,7 @@ impl Executor {
                 Ok(fs)
             }
             Decision::Make { fs, again } => {
-                let options = mkfs::options(&work.asked.mkfs_options, fs)?;
+                let options = larder_model::mkfs::options(&work.asked.mkfs_options, fs)?;
                 cx.step("record that formatting begins")?;
                 connect.set_format_state(work.id, FormatState::Formatting { fs }).await?;
                 cx.step("make the file system")?;

@@ -5,7 +5,11 @@
 //! devices (`-J device=`, `-l logdev=`, a second positional argument) and be forced: so only options
 //! that shape the file system itself are let through, and nothing with a slash in it.
 
-use larder_model::{Fault, FsType, Result, id::quoted};
+use crate::{
+    capability::FsType,
+    fault::{Fault, Result},
+    id::quoted,
+};
 
 /// Options that are followed by a value, and options that stand alone.
 struct Known {
@@ -61,7 +65,7 @@ const ELSEWHERE: &[&str] =
 ///
 /// # Errors
 /// `Invalid`, naming the argument.
-pub(super) fn options(text: &str, fs: FsType) -> Result<Vec<String>> {
+pub fn options(text: &str, fs: FsType) -> Result<Vec<String>> {
     let Known { with_value, alone } = known(fs);
     let wrong = |argument: &str, why: &str| {
         Fault::invalid(format!("use mkfsOptions {} for {fs}: {why}", quoted(argument))).hint(
@@ -108,7 +112,7 @@ pub(super) fn options(text: &str, fs: FsType) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use larder_model::Kind;
+    use crate::Kind;
 
     #[test]
     fn options_that_shape_the_file_system_pass() {
