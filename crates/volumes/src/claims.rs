@@ -55,6 +55,11 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+tokio::task_local! {
+    /// Set within the work of an operation.
+    static WITHIN: ();
+}
+
 /// What can be claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
@@ -271,7 +276,8 @@ impl Claims {
             Turn::Join(answer) => answer,
             Turn::Begin(claim, answer) => {
                 let work = async move {
-                    let outcome = AssertUnwindSafe(work).catch_unwind().await;
+                    let work = WITHIN.scope((), AssertUnwindSafe(work).catch_unwind());
+                    let outcome = work.await;
                     claim.settle(match outcome {
                         Ok(Ok(value)) => Ok(Arc::new(value)),
                         Ok(Err(fault)) => Err(fault),
@@ -303,7 +309,8 @@ impl Claims {
         if let Some(answer) = table.equal(&operation, answer_type) {
             return Ok(Turn::Join(answer));
         }
-        if table.draining {
+        // What runs may still begin what it needs to end (an inline volume's creation, or undo).
+        if table.draining && WITHIN.try_with(|()| ()).is_err() {
             let what = format!("{} {}", operation.name, operation.object());
             return Err(Fault::unavailable(format!("{what}: the driver is shutting down"))
                 .hint("its successor takes the call"));
@@ -336,8 +343,9 @@ impl Claims {
         self.shared.table().running.values().map(Entry::running).collect()
     }
 
-    /// Stops new operations (equal repeats still join) and waits until the running ones have
-    /// ended, at most for `grace`. Returns what is still busy then; it goes on running.
+    /// Stops new operations and waits until the running ones have ended, at most for `grace`.
+    /// Returns what is still busy then; it goes on running. Equal repeats still join, and running
+    /// operations may still begin others that they consist of.
     #[must_use = "what is still busy must be named"]
     pub async fn drain(&self, grace: Duration) -> Vec<Running> {
         self.shared.table().draining = true;

@@ -269,6 +269,30 @@ async fn draining_refuses_new_work_waits_for_the_running_and_names_the_busy() {
     assert_eq!((slow.await.unwrap().unwrap(), joined.await.unwrap().unwrap()), (50, 50));
 }
 
+#[tokio::test(start_paused = true)]
+async fn while_draining_running_work_may_begin_what_it_consists_of() {
+    let claims = Claims::new();
+    let call = spawn({
+        let claims = claims.clone();
+        async move {
+            let inner = claims.clone();
+            let work = async move {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                let create = op("create volume", 1).exclusive(volume("default/a"));
+                inner.run(create, &Cx::new(), async { Ok(7) }).await
+            };
+            let publish = op("publish volume", 1).exclusive(Key::Node(handle("default/a")));
+            claims.run(publish, &Cx::new(), work).await
+        }
+    });
+    settle().await;
+    assert_eq!(claims.drain(Duration::from_secs(10)).await, []);
+    assert_eq!(call.await.unwrap().unwrap(), 7);
+    let create = op("create volume", 2).exclusive(volume("default/a"));
+    let fault = claims.run(create, &Cx::new(), async { Ok(7) }).await.unwrap_err();
+    assert_eq!(fault.kind(), larder_model::Kind::Unavailable);
+}
+
 #[test]
 fn when_the_runtime_ends_nobody_waits_for_ever_and_nothing_stays_claimed() {
     let claims = Claims::new();

@@ -93,7 +93,7 @@ impl ControlEngine {
         match self.0.check_validation(&request, &volume) {
             Ok(()) => Ok(Validated::Confirmed),
             Err(fault) if fault.kind() == Kind::Invalid => {
-                Ok(Validated::Refused(fault.to_string()))
+                Ok(Validated::Refused(format!("cannot {fault}")))
             }
             Err(fault) => Err(fault),
         }
