@@ -1,11 +1,23 @@
 //! Copies: reflinks, sparse files, whole trees.
 
+mod data;
+mod tree;
 mod unnamed;
 
+pub use tree::tree;
 pub use unnamed::reflink_unnamed;
 
+use crate::{durable, sys::io_fault};
 use larder_model::{Cx, Fault, Result};
-use std::path::Path;
+use rustix::{
+    fs::{AtFlags, CWD, OFlags},
+    io::Errno,
+};
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 /// How the contents of files are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,36 +57,138 @@ pub struct TreeReport {
 }
 
 /// Makes `to` a file that shares all blocks of `from` (`FICLONE`); false where the file system
-/// cannot, and nothing is left then. `to` must not exist. The new file is durable and has mode 0600.
+/// cannot, and nothing is left then. `to` must not exist. The new file is durable and has mode 0600;
+/// it appears whole or not at all where the file system knows files without names.
 ///
 /// # Errors
 /// `Conflict` when `to` exists; `Exhausted`; see [`Fault::io`].
-pub fn reflink(_from: &Path, _to: &Path) -> Result<bool> {
-    Err(Fault::unsupported("copy"))
+pub fn reflink(from: &Path, to: &Path) -> Result<bool> {
+    let what = || format!("share the blocks of {} with {}", from.display(), to.display());
+    let source = open_source(from, &what)?;
+    let new = NewFile::create(to, &what)?;
+    match rustix::fs::ioctl_ficlone(&new.file, &source) {
+        Ok(()) => new.publish(&what).map(|()| true),
+        Err(e) if cannot_share(e) => Ok(false),
+        Err(e) => Err(io_fault(what(), e)),
+    }
 }
 
-/// Copies the file `from` to a new file `to`, keeping holes, durably (mode 0600). Progress in bytes
-/// goes to `cx`. On failure `to` is removed.
+/// Copies the file `from` to a new file `to`, keeping holes, durably (mode 0600). The copy owns all
+/// of its blocks. Progress in bytes goes to `cx`. On failure nothing is left.
 ///
 /// # Errors
-/// `Conflict` when `to` exists; `Exhausted`; see [`Fault::io`].
-pub fn sparse(_from: &Path, _to: &Path, _cx: &Cx) -> Result<()> {
-    Err(Fault::unsupported("copy"))
+/// `Conflict` when `to` exists; `Exhausted`; `Corrupt` when `from` shrinks meanwhile; see
+/// [`Fault::io`].
+pub fn sparse(from: &Path, to: &Path, cx: &Cx) -> Result<()> {
+    let what = || format!("copy {} to {}", from.display(), to.display());
+    let source = open_source(from, &what)?;
+    let new = NewFile::create(to, &what)?;
+    let meta = source.metadata().map_err(|e| Fault::io(what(), e))?;
+    cx.expect(meta.len().min(std::os::unix::fs::MetadataExt::blocks(&meta) * 512));
+    new.file.set_len(meta.len()).map_err(|e| Fault::io(what(), e))?;
+    data::copy(&source, &new.file, meta.len(), &mut |n| cx.advance(n)).map_err(|e| {
+        if e.kind() == std::io::ErrorKind::UnexpectedEof {
+            Fault::corrupt(format!("{}: the source became shorter meanwhile", what()))
+        } else {
+            Fault::io(what(), e)
+        }
+    })?;
+    new.publish(&what)
 }
 
-/// Copies everything in directory `from` into directory `to` (made when absent), including the
-/// attributes of `from` itself. Repeating a copy that was cut completes it.
-///
-/// # Errors
-/// `Exhausted`; `Precondition` when something else has a name in `to`; see [`Fault::io`].
-pub fn tree(_from: &Path, _to: &Path, _options: TreeOptions, _cx: &Cx) -> Result<TreeReport> {
-    Err(Fault::unsupported("copy"))
-}
-
-/// Whether files in directory `dir` can share blocks; tried out with two temporary files.
+/// Whether files in directory `dir` can share blocks; tried out with two files without names.
 ///
 /// # Errors
 /// See [`Fault::io`].
-pub fn reflink_supported(_dir: &Path) -> Result<bool> {
-    Err(Fault::unsupported("copy"))
+pub fn reflink_supported(dir: &Path) -> Result<bool> {
+    let what = || format!("try whether files in {} can share blocks", dir.display());
+    let file = || tempfile::tempfile_in(dir).map_err(|e| Fault::io(what(), e));
+    let (source, copy) = (file()?, file()?);
+    std::os::unix::fs::FileExt::write_all_at(&source, &[1; 4096], 0)
+        .map_err(|e| Fault::io(what(), e))?;
+    match rustix::fs::ioctl_ficlone(&copy, &source) {
+        Ok(()) => Ok(true),
+        Err(e) if cannot_share(e) => Ok(false),
+        Err(e) => Err(io_fault(what(), e)),
+    }
+}
+
+/// What the kernel answers where blocks cannot be shared: another file system, one without the
+/// feature, or (`EINVAL`) files that differ in what forbids it (nodatacow on btrfs).
+fn cannot_share(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL
+    )
+}
+
+fn open_source(from: &Path, what: &impl Fn() -> String) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    // A file without a name is read through /proc, whose links are no ordinary ones.
+    let flags = if from.starts_with("/proc/self/fd") { flags - OFlags::NOFOLLOW } else { flags };
+    let file = rustix::fs::openat(CWD, from, flags, rustix::fs::Mode::empty())
+        .map(File::from)
+        .map_err(|e| io_fault(what(), e))?;
+    if file.metadata().map_err(|e| Fault::io(what(), e))?.is_file() {
+        Ok(file)
+    } else {
+        Err(Fault::precondition(format!("{}: the source is no ordinary file", what())))
+    }
+}
+
+/// A file that gets its name when it is complete. Dropped before, it leaves nothing.
+struct NewFile {
+    file: File,
+    to: PathBuf,
+    /// It has its name already: the file system knows no files without one.
+    named: bool,
+}
+
+impl NewFile {
+    fn create(to: &Path, what: &impl Fn() -> String) -> Result<Self> {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let conflict = || Err(Fault::conflict(format!("{}: the name is taken", what())));
+        if std::fs::symlink_metadata(to).is_ok() {
+            return conflict();
+        }
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(CWD, parent(to), flags, mode) {
+            Ok(fd) => return Ok(Self { file: fd.into(), to: to.to_owned(), named: false }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
+            Err(e) => return Err(io_fault(what(), e)),
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        match rustix::fs::openat(CWD, to, flags, mode) {
+            Ok(fd) => Ok(Self { file: fd.into(), to: to.to_owned(), named: true }),
+            Err(Errno::EXIST) => conflict(),
+            Err(e) => Err(io_fault(what(), e)),
+        }
+    }
+
+    fn publish(mut self, what: &impl Fn() -> String) -> Result<()> {
+        self.file.sync_all().map_err(|e| Fault::io(what(), e))?;
+        if !self.named {
+            let descriptor = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let flags = AtFlags::SYMLINK_FOLLOW;
+            rustix::fs::linkat(CWD, descriptor, CWD, &self.to, flags).map_err(|e| match e {
+                Errno::EXIST => Fault::conflict(format!("{}: the name is taken", what())),
+                _ => io_fault(what(), e),
+            })?;
+        }
+        // From here on the name is not taken back.
+        self.named = false;
+        durable::sync_dir(parent(&self.to))
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if self.named {
+            let _ = std::fs::remove_file(&self.to);
+        }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
