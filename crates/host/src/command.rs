@@ -286,7 +286,7 @@ impl Running {
             }
             Err(e) => {
                 let _ = child.kill();
-                leave_behind(child);
+                leave_behind(child, DEATH);
                 Err(io_fault(format!("watch over {line}"), e))
             }
         }
@@ -331,10 +331,7 @@ impl Running {
                 fds.push(PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::OUT));
             }
         }
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
+        let timeout = timespec(left);
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(!fds[0].revents().is_empty()),
             Err(e) => Err(e),
@@ -387,10 +384,7 @@ impl Drop for Running {
         child.stdin = None;
         child.stdout = None;
         child.stderr = None;
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(DEATH.subsec_nanos()) };
-        let timeout = Timespec { tv_sec: i64::try_from(DEATH.as_secs()).unwrap_or(1), ..timeout };
-        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&timeout));
-        leave_behind(child);
+        leave_behind(child, DEATH);
     }
 }
 
@@ -410,10 +404,21 @@ fn drain(pipe: &mut impl Read, mut keep: impl FnMut(&[u8])) -> bool {
 /// Killed processes that have not died yet.
 static LEFT_BEHIND: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
-/// Reaps the child now if it is dead, otherwise remembers it.
-fn leave_behind(mut child: Child) {
+/// Reaps the child if it ends within `patience`, otherwise remembers it.
+pub(crate) fn leave_behind(mut child: Child, patience: Duration) {
+    if let Ok(pidfd) = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        let timeout = timespec(patience);
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
+    }
     if !matches!(child.try_wait(), Ok(Some(_))) {
         LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
     }
 }
 

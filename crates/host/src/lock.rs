@@ -46,7 +46,7 @@ impl FileLock {
     /// # Errors
     /// See [`Fault::io`].
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>> {
-        attempt(path, FlockOperation::NonBlockingLockExclusive)
+        attempt(path, FlockOperation::NonBlockingLockExclusive, OFlags::CREATE)
     }
 
     /// Takes the lock together with other sharers; None while somebody has it alone.
@@ -54,7 +54,15 @@ impl FileLock {
     /// # Errors
     /// See [`Fault::io`].
     pub fn try_shared(path: &Path) -> Result<Option<Self>> {
-        attempt(path, FlockOperation::NonBlockingLockShared)
+        attempt(path, FlockOperation::NonBlockingLockShared, OFlags::CREATE)
+    }
+
+    /// As [`FileLock::try_exclusive`] for a file that must exist already.
+    ///
+    /// # Errors
+    /// `NotFound`; see [`Fault::io`].
+    pub(crate) fn try_existing(path: &Path) -> Result<Option<Self>> {
+        attempt(path, FlockOperation::NonBlockingLockExclusive, OFlags::empty())
     }
 
     /// Waits for the lock for one holder alone until `deadline`.
@@ -98,10 +106,10 @@ pub fn holder(path: &Path) -> Option<Holder> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-fn attempt(path: &Path, how: FlockOperation) -> Result<Option<FileLock>> {
+fn attempt(path: &Path, how: FlockOperation, create: OFlags) -> Result<Option<FileLock>> {
     let what = || format!("lock {}", path.display());
     loop {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = OFlags::RDWR | create | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600))
             .map(File::from)
             .map_err(|e| io_fault(what(), e))?;
@@ -128,7 +136,7 @@ fn attempt(path: &Path, how: FlockOperation) -> Result<Option<FileLock>> {
 fn wait(path: &Path, how: FlockOperation, deadline: Instant) -> Result<FileLock> {
     let mut pause = Duration::from_millis(5);
     loop {
-        if let Some(lock) = attempt(path, how)? {
+        if let Some(lock) = attempt(path, how, OFlags::CREATE)? {
             return Ok(lock);
         }
         let left = deadline.saturating_duration_since(Instant::now());

@@ -116,10 +116,7 @@ pub fn reflink_supported(dir: &Path) -> Result<bool> {
 /// What the kernel answers where blocks cannot be shared: another file system, one without the
 /// feature, or (`EINVAL`) files that differ in what forbids it (nodatacow on btrfs).
 fn cannot_share(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL
-    )
+    matches!(error, Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL)
 }
 
 fn open_source(from: &Path, what: &impl Fn() -> String) -> Result<File> {

@@ -104,6 +104,13 @@ pub(super) fn usage(path: &Path, helper: &HelperProgram) -> Result<Usage> {
     }
 }
 
+/// Asks without any precaution: for the fake kernel, whose files are all local.
+pub(crate) fn usage_here(path: &Path) -> Result<Usage> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(|e| io_fault(format!("ask how full {} is", path.display()), e))?;
+    Ok(from_statvfs(&stat))
+}
+
 /// What the helper process does: prints the usage of `path` as JSON, or an errno to stderr.
 #[allow(clippy::print_stdout, clippy::print_stderr, reason = "this is how the helper answers")]
 pub(crate) fn statfs_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {

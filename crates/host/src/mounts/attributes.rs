@@ -9,24 +9,24 @@ use rustix::mount::MountAttrFlags as Attr;
 
 /// Options, sorted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sorted {
+pub(crate) struct Sorted {
     /// Attributes to set on the mount.
-    pub(super) set: Attr,
+    pub(crate) set: Attr,
     /// Attributes to clear on the mount.
-    pub(super) clear: Attr,
+    pub(crate) clear: Attr,
     /// What is left for the file system: key and value, or a flag.
-    pub(super) fs: Vec<(String, Option<String>)>,
+    pub(crate) fs: Vec<(String, Option<String>)>,
     /// `rbind`: take the mounts below along.
-    pub(super) recursive: bool,
+    pub(crate) recursive: bool,
 }
 
 impl Sorted {
     /// Whether anything is said of the mount's attributes.
-    pub(super) fn has_attributes(&self) -> bool {
+    pub(crate) fn has_attributes(&self) -> bool {
         !(self.set | self.clear).is_empty()
     }
     /// The file system's options as mount(2) takes them.
-    pub(super) fn data(&self) -> String {
+    pub(crate) fn data(&self) -> String {
         let word = |(key, value): &(String, Option<String>)| match value {
             Some(value) => format!("{key}={value}"),
             None => key.clone(),
@@ -39,7 +39,7 @@ impl Sorted {
 ///
 /// # Errors
 /// `Invalid` for words that ask for another operation (`remount`, `loop`, propagation) or hold NUL.
-pub(super) fn sort(options: &[String], read_only: bool) -> Result<Sorted> {
+pub(crate) fn sort(options: &[String], read_only: bool) -> Result<Sorted> {
     let mut sorted =
         Sorted { set: Attr::empty(), clear: Attr::empty(), fs: Vec::new(), recursive: false };
     for option in options.iter().map(|o| o.trim()).filter(|o| !o.is_empty()) {

@@ -18,7 +18,7 @@ const LONGEST_VALUE: usize = 255;
 
 /// A detached mount of what is asked for; None where this kernel or an option needs the old
 /// mount(2).
-pub(super) fn detached(request: &MountRequest, sorted: &Sorted) -> Result<Option<OwnedFd>> {
+pub(crate) fn detached(request: &MountRequest, sorted: &Sorted) -> Result<Option<OwnedFd>> {
     let what = || {
         format!("mount {} ({}) at {}", request.source, request.fs_type, request.target.display())
     };
@@ -54,7 +54,7 @@ pub(super) fn detached(request: &MountRequest, sorted: &Sorted) -> Result<Option
 }
 
 /// Hands the file system's options to a context.
-pub(super) fn set_options(context: &OwnedFd, sorted: &Sorted) -> rustix::io::Result<()> {
+pub(crate) fn set_options(context: &OwnedFd, sorted: &Sorted) -> rustix::io::Result<()> {
     for (key, value) in &sorted.fs {
         match value {
             Some(value) => fsconfig_set_string(context, key.as_str(), value.as_str())?,
@@ -65,7 +65,7 @@ pub(super) fn set_options(context: &OwnedFd, sorted: &Sorted) -> rustix::io::Res
 }
 
 /// What the kernel has to say of a context: errors and warnings, without their prefix letter.
-pub(super) fn words(context: &OwnedFd) -> Vec<String> {
+pub(crate) fn words(context: &OwnedFd) -> Vec<String> {
     let mut words = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(n) = rustix::io::read(context, &mut buffer) {
@@ -84,7 +84,7 @@ pub(super) fn words(context: &OwnedFd) -> Vec<String> {
 }
 
 /// A failed mount or remount, in the kernel's words.
-pub(super) fn kernel_fault(what: String, error: Errno, words: &[String], sorted: &Sorted) -> Fault {
+pub(crate) fn kernel_fault(what: String, error: Errno, words: &[String], sorted: &Sorted) -> Fault {
     let what = if words.is_empty() { what } else { format!("{what}: {}", words.join("; ")) };
     let fault = io_fault(what, error);
     match error {
@@ -118,7 +118,7 @@ pub(super) fn kernel_fault(what: String, error: Errno, words: &[String], sorted:
 }
 
 /// The old way, for kernels without `fsopen` and for option values longer than it takes.
-pub(super) fn with_mount2(request: &MountRequest, sorted: &Sorted, place: impl AsFd) -> Result<()> {
+pub(crate) fn with_mount2(request: &MountRequest, sorted: &Sorted, place: impl AsFd) -> Result<()> {
     let what = || {
         format!("mount {} ({}) at {}", request.source, request.fs_type, request.target.display())
     };

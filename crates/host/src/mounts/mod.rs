@@ -10,8 +10,8 @@
 //!   `umount` at `EBUSY`;
 //! - new mounts take the propagation of the place they are put at: kubelet needs its tree shared.
 
-mod attributes;
-mod create;
+pub(crate) mod attributes;
+pub(crate) mod create;
 mod real;
 mod shown;
 mod sys;

@@ -1,0 +1,108 @@
+//! What must never be frozen.
+
+use crate::{
+    mounts::{DeviceId, MountEntry, parse_mountinfo},
+    sys::io_fault,
+};
+use larder_model::{Fault, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+/// The mount that an open file is on.
+pub(super) fn file_system_of(file: &File) -> Result<MountEntry> {
+    let what = "find the file system of a path";
+    let at = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat =
+        rustix::fs::statx(file, "", at, StatxFlags::MNT_ID).map_err(|e| io_fault(what, e))?;
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Fault::io(what, e))?;
+    let table = parse_mountinfo(&text).ok_or_else(|| Fault::internal(what))?;
+    table
+        .into_iter()
+        .find(|m| m.id == stat.stx_mnt_id)
+        .ok_or_else(|| Fault::internal(format!("{what}: it is on no mount of this namespace")))
+}
+
+/// Refuses to freeze file system `device` (mounted at `path`) if any of `never` lies on it, directly
+/// or through what is below it. A protected path that does not exist is an error too: where it
+/// would lie is unknown.
+pub(super) fn refuse(path: &Path, device: DeviceId, never: &[PathBuf]) -> Result<()> {
+    for protected in never {
+        let mut stack = Stack::default();
+        stack.path(protected)?;
+        if stack.file_systems.contains(&device) {
+            return Err(Fault::precondition(format!(
+                "freeze {}: {} depends on that file system",
+                path.display(),
+                protected.display()
+            ))
+            .hint("freezing it would block Larder itself; keep pools and state on another one"));
+        }
+    }
+    Ok(())
+}
+
+/// All file systems and devices that something depends on.
+#[derive(Default)]
+struct Stack {
+    file_systems: BTreeSet<DeviceId>,
+    devices: BTreeSet<DeviceId>,
+}
+
+impl Stack {
+    fn path(&mut self, path: &Path) -> Result<()> {
+        let what = || format!("find out what {} depends on", path.display());
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .map(File::from)
+            .map_err(|e| io_fault(what(), e))?;
+        let mount = file_system_of(&file).map_err(|e| e.during(what()))?;
+        if !self.file_systems.insert(mount.device) {
+            return Ok(());
+        }
+        if mount.device.major != 0 {
+            self.device(mount.device);
+        } else if let Ok(device) = DeviceId::of_block_device(Path::new(&mount.source)) {
+            // btrfs has a number of its own.
+            self.device(device);
+        }
+        // What an overlay writes goes to its upper layer. Its path may be that of another mount
+        // namespace; then nothing is known of it.
+        for option in &mount.super_options {
+            if let Some(upper) = option.strip_prefix("upperdir=") {
+                let _ = self.path(Path::new(upper));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a block device is made of, as far as sysfs tells.
+    fn device(&mut self, device: DeviceId) {
+        if !self.devices.insert(device) {
+            return;
+        }
+        let Ok(dir) = std::fs::canonicalize(format!("/sys/dev/block/{device}")) else { return };
+        if let Ok(image) = std::fs::read_to_string(dir.join("loop/backing_file")) {
+            let _ = self.path(Path::new(image.trim_end_matches('\n')));
+        }
+        if dir.join("partition").exists()
+            && let Some(disk) = dir.parent().and_then(number_of)
+        {
+            self.device(disk);
+        }
+        for slave in std::fs::read_dir(dir.join("slaves")).into_iter().flatten().flatten() {
+            if let Some(slave) = number_of(&slave.path()) {
+                self.device(slave);
+            }
+        }
+    }
+}
+
+fn number_of(device: &Path) -> Option<DeviceId> {
+    let text = std::fs::read_to_string(device.join("dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(DeviceId { major: major.parse().ok()?, minor: minor.parse().ok()? })
+}

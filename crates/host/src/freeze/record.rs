@@ -1,0 +1,167 @@
+//! Records of freezes, and what a start-up does with them.
+
+use super::{Place, open, sys};
+use crate::{
+    durable,
+    lock::FileLock,
+    mounts::DeviceId,
+    sys::io_fault,
+};
+use larder_model::{Fault, Kind, Result};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+const SUFFIX: &str = ".freeze.json";
+/// How long after its deadline a watchdog may still be thawing.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A freeze that is about to be, is, or was not taken back yet.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    version: u32,
+    /// A reboot thaws.
+    boot: String,
+    /// Who froze, for people.
+    pid: u32,
+    /// By when it is thawed, in milliseconds since 1970.
+    until: u64,
+    pub(super) mounts: Vec<Recorded>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Recorded {
+    pub(super) target: PathBuf,
+    major: u32,
+    minor: u32,
+}
+
+impl Record {
+    pub(super) fn new(places: &[Place], deadline: Duration) -> Self {
+        let mounts = places
+            .iter()
+            .map(|place| Recorded {
+                target: place.path.clone(),
+                major: place.device.major,
+                minor: place.device.minor,
+            })
+            .collect();
+        Self {
+            version: 1,
+            boot: crate::boot_id(),
+            pid: std::process::id(),
+            until: now().saturating_add(millis(deadline)),
+            mounts,
+        }
+    }
+
+    /// Writes it under a name of its own in `dir`.
+    pub(super) fn write(&self, dir: &Path) -> Result<PathBuf> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("{}-{}-{n}{SUFFIX}", self.until, self.pid));
+        durable::write_json(&path, self)?;
+        Ok(path)
+    }
+
+    pub(super) fn read(path: &Path) -> Result<Option<Self>> {
+        let record: Option<Self> = durable::read_json(path)?;
+        match record {
+            Some(record) if record.version != 1 => Err(Fault::corrupt(format!(
+                "understand the freeze record {}: version {}",
+                path.display(),
+                record.version
+            ))
+            .hint("it was written by a newer version")),
+            record => Ok(record),
+        }
+    }
+
+    /// Opens the recorded mounts; those that are gone, or are another file system by now, are left
+    /// out.
+    pub(super) fn open_mounts(&self) -> Vec<Place> {
+        self.mounts
+            .iter()
+            .filter_map(|m| {
+                let place = open(&m.target).ok()?;
+                let device = DeviceId { major: m.major, minor: m.minor };
+                (place.device == device).then_some(place)
+            })
+            .collect()
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn now() -> u64 {
+    millis(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default())
+}
+
+/// See [`super::Freezer::recover`].
+pub(super) fn recover(dir: &Path) -> Result<Vec<PathBuf>> {
+    let what = || format!("look for freezes in {}", dir.display());
+    let mut thawed = Vec::new();
+    let mut first = None;
+    for entry in std::fs::read_dir(dir).map_err(|e| Fault::io(what(), e))? {
+        let path = entry.map_err(|e| Fault::io(what(), e))?.path();
+        if !path.to_str().is_some_and(|p| p.ends_with(SUFFIX)) {
+            continue;
+        }
+        // One that cannot be mended must not keep the others frozen.
+        if let Err(fault) = recover_one(&path, &mut thawed) {
+            first = first.or(Some(fault));
+        }
+    }
+    first.map_or(Ok(thawed), Err)
+}
+
+fn recover_one(path: &Path, thawed: &mut Vec<PathBuf>) -> Result<()> {
+    let Some(record) = Record::read(path)? else { return Ok(()) };
+    if record.boot == crate::boot_id() {
+        wait_for_watchdog(path, &record)?;
+        if !path.exists() {
+            // It has thawed and told so by removing the record.
+            thawed.extend(record.mounts.into_iter().map(|m| m.target));
+            return Ok(());
+        }
+        for place in record.open_mounts() {
+            match sys::thaw(&place.directory) {
+                Ok(()) => thawed.push(place.path),
+                Err(Errno::INVAL) => {}
+                Err(e) => return Err(io_fault(format!("thaw {}", place.path.display()), e)),
+            }
+        }
+    }
+    durable::remove_file(path)
+}
+
+/// The watchdog locks its record as long as it lives.
+fn wait_for_watchdog(path: &Path, record: &Record) -> Result<()> {
+    let left = Duration::from_millis(record.until.saturating_sub(now()));
+    // A clock that was set back must not make us wait for hours.
+    let end = Instant::now() + left.min(Duration::from_secs(600)) + GRACE;
+    loop {
+        match std::fs::File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Fault::io(format!("read {}", path.display()), e)),
+            Ok(_) => {}
+        }
+        match FileLock::try_existing(path) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) if Instant::now() >= end => {
+                tracing::warn!(record = %path.display(), "the watchdog of a freeze hangs; thawing");
+                return Ok(());
+            }
+            Ok(None) => crate::sys::sleep(Duration::from_millis(20)),
+            Err(fault) if fault.kind() == Kind::NotFound => return Ok(()),
+            Err(fault) => return Err(fault),
+        }
+    }
+}
