@@ -71,7 +71,7 @@ impl Freezer {
     pub fn freeze(&self, mounts: &[PathBuf], deadline: Duration) -> Result<Frozen> {
         match &self.0 {
             Kind::Fake(kernel) => {
-                let mut frozen = Vec::new();
+                let mut frozen: Vec<PathBuf> = Vec::new();
                 for mount in mounts {
                     if let Err(fault) = kernel.freeze(mount) {
                         for mount in frozen.iter().rev() {
@@ -92,10 +92,7 @@ impl Freezer {
                 }
                 let record = record::Record::new(&places, deadline);
                 let path = record.write(record_dir)?;
-                let running = watchdog::Watchdog::start(watchdog, &path, places, deadline)
-                    .inspect_err(|_| {
-                        let _ = crate::durable::remove_file(&path);
-                    })?;
+                let running = watchdog::Watchdog::start(watchdog, &path, places, deadline)?;
                 Ok(Frozen(Some(State::Real(running))))
             }
         }

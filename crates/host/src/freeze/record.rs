@@ -1,12 +1,7 @@
 //! Records of freezes, and what a start-up does with them.
 
 use super::{Place, open, sys};
-use crate::{
-    durable,
-    lock::FileLock,
-    mounts::DeviceId,
-    sys::io_fault,
-};
+use crate::{durable, lock::FileLock, mounts::DeviceId, sys::io_fault};
 use larder_model::{Fault, Kind, Result};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

@@ -44,14 +44,20 @@ impl Watchdog {
         places: Vec<Place>,
         deadline: Duration,
     ) -> Result<Self> {
-        let mut watchdog = Self::spawn(program, record, places, deadline)?;
-        let starting = |e: Fault| e.during("start the watchdog of a freeze");
-        match watchdog.line(Instant::now() + START).map_err(starting)?.as_deref() {
-            Some("ready") => {}
-            other => {
-                return Err(Fault::internal(format!("start the watchdog of a freeze: {other:?}"))
-                    .hint("nothing was frozen"));
-            }
+        let mut watchdog = Self::spawn(program, record, places, deadline).inspect_err(|_| {
+            let _ = durable::remove_file(record);
+        })?;
+        // From here on the record is the watchdog's to remove, unless it never was ready: without
+        // the word "freeze" nothing can be frozen.
+        let ready = watchdog.line(Instant::now() + START);
+        if !matches!(&ready, Ok(Some(line)) if line == "ready") {
+            let _ = durable::remove_file(record);
+            let what = "start the watchdog of a freeze";
+            return Err(match ready {
+                Err(fault) => fault.during(what),
+                Ok(answer) => Fault::internal(format!("{what}: it answered {answer:?}"))
+                    .hint("nothing was frozen"),
+            });
         }
         watchdog.say("freeze");
         // A sync of much dirty data may take as long as the deadline allows.
