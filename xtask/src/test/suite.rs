@@ -134,7 +134,6 @@ fn run_inside(
         .scratch(SCRATCH_BYTES)
         .timeout(Duration::from_secs(60 * u64::from(target.minutes)))
         .env("TMPDIR", "/scratch")
-        .env(larder_vm::IN_VM, "1")
         .env("RUST_BACKTRACE", "1")
         .streams(Streams::PassedThrough)
         .share(crate::root());
