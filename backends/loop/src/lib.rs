@@ -34,6 +34,7 @@ mod params;
 
 pub use copying::FreezeLimits;
 pub use medium::LoopMedium;
+pub use params::PARAMETERS;
 
 use larder_host::{Host, freeze::Freezer};
 use larder_model::{Backend, Fault, NodeName, PoolName, Result};

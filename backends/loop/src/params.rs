@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// The StorageClass parameters, for help and docs.
-pub(crate) const PARAMETERS: &[Parameter] = &[
+pub const PARAMETERS: &[Parameter] = &[
     Parameter {
         name: FS,
         what: "File system of mounted volumes: ext4, xfs or btrfs. A file system in the capability \

@@ -47,7 +47,7 @@ mod volumes;
 
 pub use backend::LocalBackend;
 pub use config::{MountRule, PoolConfig};
-pub use identity::{Identity, init};
+pub use identity::{Identity, init, read as identity};
 pub use medium::{Medium, Origin, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
 pub use owner::{OwnerNote, owner};
 pub use pool::{Entry, Pool, SnapshotEntry};

@@ -34,6 +34,7 @@
 mod accel;
 mod disk;
 mod image;
+mod inside;
 mod machine;
 mod replay;
 mod running;
@@ -41,6 +42,7 @@ mod running;
 pub use accel::Accel;
 pub use disk::{Cache, Disk};
 pub use image::Image;
+pub use inside::{IN_VM, inside};
 pub use machine::{Machine, Streams};
 pub use replay::{CrashState, WriteLog};
 pub use running::{End, Output, Running};

@@ -1,0 +1,61 @@
+//! The backends of this build: the one list. A new backend is one line here.
+
+use crate::config::DriverSettings;
+use larder_host::{Host, freeze::Freezer};
+use larder_model::{Backend, NodeName, Result, backend::Parameter};
+use larder_pool::OwnerNote;
+use std::sync::Arc;
+
+/// What every backend is made from.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    /// The driver's settings.
+    pub(crate) driver: &'a DriverSettings,
+    /// The node's name.
+    pub(crate) node: &'a NodeName,
+    /// The operating system.
+    pub(crate) host: &'a Host,
+    /// Freezes file systems, but never those that hold a pool or our records.
+    pub(crate) freezer: &'a Arc<Freezer>,
+}
+
+impl Parts<'_> {
+    /// What others read in the pools' locks.
+    fn note(&self) -> OwnerNote {
+        OwnerNote::this(self.driver.name.as_str(), Some(self.driver.endpoint.to_string()))
+    }
+}
+
+/// A kind of storage.
+#[derive(Debug)]
+pub(crate) struct BackendKind {
+    /// Its name in the configuration.
+    pub(crate) name: &'static str,
+    /// The parameters that its StorageClasses take.
+    pub(crate) parameters: &'static [Parameter],
+    /// Makes it, not started.
+    pub(crate) make: fn(Parts<'_>) -> Result<Arc<dyn Backend>>,
+}
+
+/// The list.
+pub(crate) const KINDS: &[BackendKind] =
+    &[BackendKind { name: "loop", parameters: larder_backend_loop::PARAMETERS, make: r#loop }];
+
+/// The kind of that name.
+pub(crate) fn find(name: &str) -> Option<&'static BackendKind> {
+    KINDS.iter().find(|k| k.name == name)
+}
+
+fn r#loop(parts: Parts<'_>) -> Result<Arc<dyn Backend>> {
+    let settings = larder_backend_loop::Settings {
+        pools: parts.driver.pools.clone(),
+        ..larder_backend_loop::Settings::default()
+    };
+    larder_backend_loop::new(
+        settings,
+        parts.host,
+        parts.node.clone(),
+        parts.freezer.clone(),
+        parts.note(),
+    )
+}

@@ -1,0 +1,312 @@
+//! The command line: what there is, and its help.
+
+use crate::{config::ServeFlags, output::Format};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use larder_csi::Endpoint;
+use larder_model::{Bytes, FsType};
+use std::path::PathBuf;
+
+/// Container storage in one binary.
+///
+/// Serves CSI drivers to Kubernetes and other orchestrators, and manages the same volumes on a bare
+/// Linux host.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 exists with other \
+properties; 5 in use or not possible in this state; 6 no space or size not possible; 7 not reachable or \
+busy, try again; 64 wrong configuration.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve CSI drivers until told to stop.
+    Serve(ServeFlags),
+    /// Create, mount, grow and delete volumes.
+    #[command(subcommand, visible_alias = "vol")]
+    Volume(Volume),
+    /// Create, list and delete snapshots.
+    #[command(subcommand, visible_alias = "snap")]
+    Snapshot(Snapshot),
+    /// List and initialise pools.
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Ask a driver what it is and can do.
+    #[command(subcommand)]
+    Driver(Driver),
+    /// Check and show the configuration.
+    #[command(subcommand)]
+    Config(Config),
+    /// Show in 15 seconds what Larder does, on real volumes, leaving nothing behind.
+    Demo(Demo),
+    /// Print a completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages.
+    Man {
+        /// The folder that gets them.
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+    /// Helpers that Larder starts by itself.
+    #[command(hide = true, disable_help_flag = true)]
+    Internal {
+        /// The helper and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+}
+
+/// Which driver a command talks to.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Driver")]
+pub(crate) struct Target {
+    /// Configuration file.
+    #[arg(long, env = "LARDER_CONFIG", default_value = crate::config::DEFAULT_PATH, value_hint = ValueHint::FilePath)]
+    pub(crate) config: PathBuf,
+    /// Driver, where the configuration has several.
+    #[arg(long, env = "LARDER_DRIVER", value_name = "NAME")]
+    pub(crate) driver: Option<String>,
+    /// Talk to this CSI socket (any driver's) instead.
+    #[arg(long, value_name = "ENDPOINT", conflicts_with = "driver")]
+    pub(crate) socket: Option<Endpoint>,
+    /// Give up waiting after so many seconds. The work itself goes on in the serving process.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) timeout: u64,
+}
+
+/// How a command prints.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+}
+
+/// Volume commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Create a volume; repeating it returns the same one.
+    Create(CreateVolume),
+    /// List volumes.
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show a volume: properties, where it is mounted, health.
+    Show {
+        /// Name or id (POOL/NAME).
+        volume: String,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Grow a volume, also while it is mounted.
+    Expand {
+        /// Name or id (POOL/NAME).
+        volume: String,
+        /// The new size, as in 20Gi.
+        #[arg(long)]
+        size: Bytes,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Mount a volume (a raw block volume appears as a device file).
+    Mount {
+        /// Name or id (POOL/NAME).
+        volume: String,
+        /// Where; its parent must exist.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+        /// Nothing may be written.
+        #[arg(long)]
+        read_only: bool,
+        /// Present the volume as a raw block device.
+        #[arg(long)]
+        block: bool,
+        /// Mount options.
+        #[arg(long = "option", short = 'O', value_name = "OPTION", value_delimiter = ',')]
+        options: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Unmount a volume from a path, or from everywhere it was mounted with `volume mount`.
+    #[command(visible_alias = "umount")]
+    Unmount {
+        /// Name, id (POOL/NAME), or the path it is mounted at.
+        volume: String,
+        /// Only there.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        path: Option<PathBuf>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Delete a volume and its data.
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Names or ids (POOL/NAME).
+        #[arg(required = true)]
+        volumes: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// `volume create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateVolume {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its size, as in 10Gi; the driver's default where it is left out.
+    #[arg(long)]
+    pub(crate) size: Option<Bytes>,
+    /// The pool; the driver's default where it is left out.
+    #[arg(long)]
+    pub(crate) pool: Option<String>,
+    /// File system.
+    #[arg(long, value_parser = parse_fs, conflicts_with = "block", value_name = "ext4|xfs|btrfs")]
+    pub(crate) fs: Option<FsType>,
+    /// A raw block volume.
+    #[arg(long)]
+    pub(crate) block: bool,
+    /// Clone a volume or restore a snapshot.
+    #[arg(long, value_name = "VOLUME|VOLUME@SNAP")]
+    pub(crate) from: Option<String>,
+    /// StorageClass parameters.
+    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) parameters: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// Snapshot commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// Cut a snapshot; repeating it returns the same one.
+    Create {
+        /// The volume, and the snapshot's name.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// VolumeSnapshotClass parameters.
+        #[arg(long = "param", value_name = "KEY=VALUE", value_parser = key_value)]
+        parameters: Vec<(String, String)>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List snapshots.
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those of this volume.
+        volume: Option<String>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Delete snapshots.
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// VOLUME@NAME or ids.
+        #[arg(required = true, value_name = "VOLUME@NAME")]
+        snapshots: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Pool commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pool {
+    /// List the configured pools.
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make a directory a pool: writes its identity. Nothing is ever made or deleted in a directory
+    /// without one.
+    Init {
+        /// The pool of the configuration.
+        pool: Option<String>,
+        /// A directory instead, with --backend.
+        #[arg(long, value_hint = ValueHint::DirPath, requires = "backend", conflicts_with = "pool")]
+        path: Option<PathBuf>,
+        /// The kind of volumes that the directory is for.
+        #[arg(long)]
+        backend: Option<String>,
+        /// Accept a directory that holds other files. They stay as they are.
+        #[arg(long)]
+        allow_non_empty: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Driver commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Driver {
+    /// Services, capabilities and parameters.
+    Info {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Configuration commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Check the whole file, and the pools it names. Exit status 64 when something is wrong.
+    Check {
+        /// Configuration file.
+        #[arg(long, env = "LARDER_CONFIG", default_value = crate::config::DEFAULT_PATH, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+    },
+    /// Print the configuration with every default filled in.
+    Show {
+        /// Configuration file.
+        #[arg(long, env = "LARDER_CONFIG", default_value = crate::config::DEFAULT_PATH, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+    },
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keep the demo's folder for a look.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+fn parse_fs(text: &str) -> Result<FsType, String> {
+    text.parse().map_err(|_| "supported are ext4, xfs and btrfs".to_owned())
+}

@@ -1,0 +1,17 @@
+//! The commands that work through a driver's CSI services.
+
+pub(crate) mod config;
+pub(crate) mod driver;
+pub(crate) mod mounts;
+pub(crate) mod names;
+pub(crate) mod pool;
+pub(crate) mod progress;
+pub(crate) mod snapshot;
+pub(crate) mod volume;
+
+/// A driver's answer, or its status as a [`larder_model::Fault`] about `what`.
+pub(crate) fn answer<T>(
+    result: Result<tonic::Response<T>, tonic::Status>,
+) -> larder_model::Result<T> {
+    result.map(tonic::Response::into_inner).map_err(|status| larder_csi::client::fault(&status))
+}

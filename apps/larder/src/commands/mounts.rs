@@ -1,0 +1,374 @@
+//! Mounting without an orchestrator.
+//!
+//! `larder volume mount` plays kubelet's part: attach where the driver asks for it, stage once per
+//! volume, publish per path. What it has done it must find again in a later process, so each volume
+//! mounted this way has a folder below `/run/larder/mounts/<driver>/`, named after a hash of its id:
+//!
+//! ```text
+//! <hash>/stage          the staging path
+//! <hash>/mount.json     volume, capability, paths: written before the calls that it is about
+//! ```
+//!
+//! Everything there is gone after a reboot, and so are the mounts.
+
+use super::{answer, progress};
+use crate::session::Session;
+use larder_host::durable;
+use larder_model::{Fault, Kind, Result};
+use larder_proto::csi::{
+    self, controller_service_capability::rpc::Type as ControllerRpc,
+    node_service_capability::rpc::Type as NodeRpc, volume_capability::access_mode::Mode,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// What is asked of `volume mount`.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    /// Where.
+    pub(crate) path: &'a Path,
+    /// Nothing may be written through this path.
+    pub(crate) read_only: bool,
+    /// As a device.
+    pub(crate) block: bool,
+    /// Mount options.
+    pub(crate) options: Vec<String>,
+}
+
+/// One volume that was mounted by `volume mount`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Mounted {
+    /// Its id.
+    pub(crate) volume: String,
+    /// As a device.
+    pub(crate) block: bool,
+    /// Mount options.
+    pub(crate) options: Vec<String>,
+    /// Attributes of the volume.
+    pub(crate) context: BTreeMap<String, String>,
+    /// What attaching returned.
+    pub(crate) publish_context: BTreeMap<String, String>,
+    /// The node's id, where the volume was attached.
+    pub(crate) attached_to: Option<String>,
+    /// Where it is.
+    pub(crate) targets: Vec<Target>,
+}
+
+/// One path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Target {
+    /// The path.
+    pub(crate) path: PathBuf,
+    /// Nothing may be written through it.
+    pub(crate) read_only: bool,
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn of(session: &Session, volume: &str) -> Self {
+        let hash = Sha256::digest(volume.as_bytes());
+        let name: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
+        Self(session.mounts_dir().join(name))
+    }
+    fn stage(&self) -> PathBuf {
+        self.0.join("stage")
+    }
+    fn record(&self) -> PathBuf {
+        self.0.join("mount.json")
+    }
+    fn write(&self, mounted: &Mounted) -> Result<()> {
+        durable::write_json(&self.record(), mounted)
+    }
+    fn read(&self) -> Result<Option<Mounted>> {
+        durable::read_json(&self.record())
+    }
+    /// Only what this module made, and only when empty: `stage` may be a mount point still.
+    fn remove(&self) -> Result<()> {
+        for path in [self.stage(), self.record(), self.0.clone()] {
+            let removed = if path == self.record() {
+                std::fs::remove_file(&path)
+            } else {
+                std::fs::remove_dir(&path)
+            };
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Fault::io(format!("remove {}", path.display()), e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every volume of the driver that was mounted by `volume mount`.
+///
+/// # Errors
+/// What reading the records can fail with.
+pub(crate) fn all(session: &Session) -> Result<Vec<Mounted>> {
+    let folder = session.mounts_dir();
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Fault::io(format!("read {}", folder.display()), e)),
+    };
+    let folders = entries.filter_map(std::result::Result::ok).map(|e| Folder(e.path()));
+    let mut all: Vec<_> = folders.filter_map(|f| f.read().transpose()).collect::<Result<_>>()?;
+    all.sort_by(|a, b| a.volume.cmp(&b.volume));
+    Ok(all)
+}
+
+/// What the driver's node service offers here.
+struct Offers {
+    stage: bool,
+    multi_writer: bool,
+    attach: bool,
+}
+
+async fn offers(session: &Session) -> Result<Offers> {
+    let client = session.client();
+    let node =
+        answer(client.node().node_get_capabilities(csi::NodeGetCapabilitiesRequest {}).await)?;
+    let node: Vec<_> =
+        node.capabilities.iter().filter_map(csi::NodeServiceCapability::kind).collect();
+    let request = csi::ControllerGetCapabilitiesRequest {};
+    let controller = match answer(client.controller().controller_get_capabilities(request).await) {
+        Ok(controller) => controller.capabilities,
+        Err(fault) if fault.kind() == Kind::Unsupported => Vec::new(),
+        Err(fault) => return Err(fault),
+    };
+    let attach = controller.iter().any(|c| c.kind() == Some(ControllerRpc::PublishUnpublishVolume));
+    Ok(Offers {
+        stage: node.contains(&NodeRpc::StageUnstageVolume),
+        multi_writer: node.contains(&NodeRpc::SingleNodeMultiWriter),
+        attach,
+    })
+}
+
+fn capability(mounted: &Mounted, offers: &Offers) -> csi::VolumeCapability {
+    let mode =
+        if offers.multi_writer { Mode::SingleNodeMultiWriter } else { Mode::SingleNodeWriter };
+    if mounted.block {
+        csi::VolumeCapability::raw_block(mode)
+    } else {
+        let options: Vec<_> = mounted.options.iter().map(String::as_str).collect();
+        csi::VolumeCapability::mounted("", &options, mode)
+    }
+}
+
+/// Mounts `volume`.
+///
+/// # Errors
+/// `Conflict` where it is mounted with other options, and whatever the driver answers.
+pub(crate) async fn mount(
+    session: &Session,
+    volume: csi::Volume,
+    request: Request<'_>,
+) -> Result<()> {
+    let path = std::path::absolute(request.path).map_err(|e| {
+        Fault::io(format!("find the current folder for {}", request.path.display()), e)
+    })?;
+    let folder = Folder::of(session, &volume.volume_id);
+    let mut mounted = match folder.read()? {
+        Some(mounted) if (mounted.block, &mounted.options) != (request.block, &request.options) => {
+            return Err(Fault::conflict(format!(
+                "mount volume {}: it is mounted with other options",
+                volume.volume_id
+            ))
+            .hint("unmount it first, or leave --block and --option as they were"));
+        }
+        Some(mounted) => mounted,
+        None => Mounted {
+            volume: volume.volume_id,
+            block: request.block,
+            options: request.options,
+            context: volume.volume_context,
+            publish_context: BTreeMap::new(),
+            attached_to: None,
+            targets: Vec::new(),
+        },
+    };
+    let target = Target { path, read_only: request.read_only };
+    match mounted.targets.iter().find(|t| t.path == target.path) {
+        Some(same) if *same != target => {
+            return Err(Fault::conflict(format!(
+                "mount volume {}: it is at {} already, {}",
+                mounted.volume,
+                target.path.display(),
+                if same.read_only { "read-only" } else { "writable" }
+            )));
+        }
+        Some(_) => {}
+        None => mounted.targets.push(target.clone()),
+    }
+    std::fs::create_dir_all(folder.stage())
+        .map_err(|e| Fault::io(format!("make {}", folder.stage().display()), e))?;
+    folder.write(&mounted)?;
+
+    let result = connect(session, &folder, &mut mounted, &target).await;
+    if result.is_err() {
+        // Repeatable calls that take back whatever part was done; the first error is the one to tell.
+        let _ = release(session, &folder, mounted, &[target]).await;
+    }
+    result
+}
+
+async fn connect(
+    session: &Session,
+    folder: &Folder,
+    mounted: &mut Mounted,
+    target: &Target,
+) -> Result<()> {
+    let offers = offers(session).await?;
+    let capability = capability(mounted, &offers);
+    let client = session.client();
+    if offers.attach && mounted.attached_to.is_none() {
+        let info = answer(client.node().node_get_info(csi::NodeGetInfoRequest {}).await)?;
+        mounted.attached_to = Some(info.node_id.clone());
+        folder.write(mounted)?;
+        let request = csi::ControllerPublishVolumeRequest {
+            volume_id: mounted.volume.clone(),
+            node_id: info.node_id,
+            volume_capability: Some(capability.clone()),
+            volume_context: mounted.context.clone(),
+            ..Default::default()
+        };
+        let mut controller = client.controller();
+        let call = controller.controller_publish_volume(request);
+        let attached =
+            answer(progress::show(session, &format!("attaching {}", mounted.volume), call).await)?;
+        mounted.publish_context = attached.publish_context;
+        folder.write(mounted)?;
+    }
+    let staging = folder.stage().display().to_string();
+    if offers.stage {
+        let request = csi::NodeStageVolumeRequest {
+            volume_id: mounted.volume.clone(),
+            publish_context: mounted.publish_context.clone(),
+            staging_target_path: staging.clone(),
+            volume_capability: Some(capability.clone()),
+            volume_context: mounted.context.clone(),
+            ..Default::default()
+        };
+        let mut node = client.node();
+        let call = node.node_stage_volume(request);
+        answer(progress::show(session, &format!("preparing {}", mounted.volume), call).await)?;
+    }
+    let request = csi::NodePublishVolumeRequest {
+        volume_id: mounted.volume.clone(),
+        publish_context: mounted.publish_context.clone(),
+        staging_target_path: if offers.stage { staging } else { String::new() },
+        target_path: target.path.display().to_string(),
+        volume_capability: Some(capability),
+        readonly: target.read_only,
+        volume_context: mounted.context.clone(),
+        ..Default::default()
+    };
+    answer(client.node().node_publish_volume(request).await).map(|_| ())
+}
+
+/// Unmounts a volume from `path`, or from everywhere; `volume` may be a path by itself.
+///
+/// # Errors
+/// `NotFound` where nothing was mounted like that.
+pub(crate) async fn unmount(session: &Session, volume: &str, path: Option<&Path>) -> Result<()> {
+    let absolute =
+        |p: &Path| std::path::absolute(p).map_err(|e| Fault::io("find the current folder", e));
+    let all = all(session)?;
+    let here = absolute(Path::new(volume))?;
+    let by_path = all.iter().find(|m| m.targets.iter().any(|t| t.path == here));
+    let (mounted, only) = match (by_path, path) {
+        (Some(mounted), None) => (mounted, Some(here)),
+        (_, path) => {
+            let id = super::names::volume_id(session, volume).await?;
+            let mounted = all.iter().find(|m| m.volume == id).ok_or_else(|| {
+                Fault::not_found(format!(
+                    "unmount {volume}: `larder volume mount` has not mounted it"
+                ))
+                .hint("larder volume ls shows what is mounted where")
+            })?;
+            (mounted, path.map(absolute).transpose()?)
+        }
+    };
+    let leaving: Vec<_> = mounted
+        .targets
+        .iter()
+        .filter(|t| only.as_ref().is_none_or(|o| *o == t.path))
+        .cloned()
+        .collect();
+    if leaving.is_empty() && only.is_some() {
+        return Err(Fault::not_found(format!("unmount {volume}: it is not mounted there")));
+    }
+    release(session, &Folder::of(session, &mounted.volume), mounted.clone(), &leaving).await
+}
+
+/// Unpublishes `leaving`; with the last path gone also unstages and detaches.
+async fn release(
+    session: &Session,
+    folder: &Folder,
+    mut mounted: Mounted,
+    leaving: &[Target],
+) -> Result<()> {
+    let client = session.client();
+    for target in leaving {
+        let request = csi::NodeUnpublishVolumeRequest {
+            volume_id: mounted.volume.clone(),
+            target_path: target.path.display().to_string(),
+        };
+        answer(client.node().node_unpublish_volume(request).await)?;
+        mounted.targets.retain(|t| t != target);
+        folder.write(&mounted)?;
+    }
+    if !mounted.targets.is_empty() {
+        return Ok(());
+    }
+    let offers = offers(session).await?;
+    if offers.stage {
+        let request = csi::NodeUnstageVolumeRequest {
+            volume_id: mounted.volume.clone(),
+            staging_target_path: folder.stage().display().to_string(),
+        };
+        answer(client.node().node_unstage_volume(request).await)?;
+    }
+    if let Some(node_id) = &mounted.attached_to {
+        let request = csi::ControllerUnpublishVolumeRequest {
+            volume_id: mounted.volume.clone(),
+            node_id: node_id.clone(),
+            ..Default::default()
+        };
+        answer(client.controller().controller_unpublish_volume(request).await)?;
+    }
+    folder.remove()
+}
+
+/// Grows what is mounted of a volume, after the volume itself grew.
+///
+/// # Errors
+/// Whatever the driver answers.
+pub(crate) async fn expand(
+    session: &Session,
+    volume: &str,
+    range: csi::CapacityRange,
+) -> Result<()> {
+    let folder = Folder::of(session, volume);
+    let Some(mounted) = folder.read()? else { return Ok(()) };
+    let Some(target) = mounted.targets.first() else { return Ok(()) };
+    let request = csi::NodeExpandVolumeRequest {
+        volume_id: mounted.volume.clone(),
+        volume_path: target.path.display().to_string(),
+        staging_target_path: folder.stage().display().to_string(),
+        capacity_range: Some(range),
+        volume_capability: Some(capability(&mounted, &offers(session).await?)),
+        ..Default::default()
+    };
+    let mut node = session.client().node();
+    let call = node.node_expand_volume(request);
+    answer(progress::show(session, &format!("growing {volume}"), call).await).map(|_| ())
+}

@@ -1,0 +1,270 @@
+//! `larder volume …`
+
+use super::{answer, mounts, names, progress};
+use crate::{
+    cli::{self, CreateVolume},
+    output::{self, Row},
+    session::Session,
+};
+use anyhow::Result;
+use larder_model::{Bytes, Fault, params::RESERVED};
+use larder_proto::csi::{self, volume_capability::access_mode::Mode};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A volume as it is printed. The JSON form is part of the interface.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeRow {
+    id: String,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    mounted: Vec<String>,
+    health: Vec<String>,
+    topology: Vec<BTreeMap<String, String>>,
+    context: BTreeMap<String, String>,
+}
+
+impl Row for VolumeRow {
+    const HEADINGS: &'static [&'static str] =
+        &["VOLUME", "SIZE", "FROM", "MOUNTED", "HEALTH", "TOPOLOGY", "CONTEXT"];
+    const NARROW: usize = 4;
+    fn cells(&self) -> Vec<String> {
+        let pairs = |map: &BTreeMap<String, String>| {
+            map.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
+        };
+        vec![
+            self.id.clone(),
+            Bytes::new(self.size).to_string(),
+            self.source.clone().unwrap_or_default(),
+            self.mounted.join(","),
+            self.health.join("; "),
+            self.topology.iter().map(pairs).collect::<Vec<_>>().join(" or "),
+            pairs(&self.context),
+        ]
+    }
+}
+
+fn row(volume: csi::Volume, mounts: &[mounts::Mounted]) -> VolumeRow {
+    use csi::volume_content_source::Type;
+    let source = volume.content_source.and_then(|s| s.r#type).map(|source| match source {
+        Type::Snapshot(s) => format!("snapshot {}", s.snapshot_id),
+        Type::Volume(v) => format!("volume {}", v.volume_id),
+    });
+    let mounted = mounts.iter().filter(|m| m.volume == volume.volume_id);
+    VolumeRow {
+        size: u64::try_from(volume.capacity_bytes).unwrap_or(0),
+        source,
+        mounted: mounted
+            .flat_map(|m| m.targets.iter().map(|t| t.path.display().to_string()))
+            .collect(),
+        health: Vec::new(),
+        topology: volume.accessible_topology.into_iter().map(|t| t.segments).collect(),
+        context: volume.volume_context,
+        id: volume.volume_id,
+    }
+}
+
+/// Runs a volume command.
+pub(crate) async fn run(command: cli::Volume) -> Result<()> {
+    match command {
+        cli::Volume::Create(flags) => create(flags).await,
+        cli::Volume::Ls { target, output } => {
+            let session = Session::open(&target).await?;
+            let mounts = mounts::all(&session)?;
+            let rows: Vec<_> = all(&session).await?.into_iter().map(|v| row(v, &mounts)).collect();
+            session.close().await;
+            output::list(output.output, &rows)
+        }
+        cli::Volume::Show { volume, target, output } => {
+            let session = Session::open(&target).await?;
+            let shown = show(&session, &volume).await;
+            session.close().await;
+            output::one(output.output, &shown?)
+        }
+        cli::Volume::Expand { volume, size, target, output } => {
+            let session = Session::open(&target).await?;
+            let grown = expand(&session, &volume, size).await;
+            session.close().await;
+            output::one(output.output, &grown?)
+        }
+        cli::Volume::Mount { volume, path, read_only, block, options, target } => {
+            let session = Session::open(&target).await?;
+            let request = mounts::Request { path: &path, read_only, block, options };
+            let mounted = mount(&session, &volume, request).await;
+            session.close().await;
+            Ok(mounted?)
+        }
+        cli::Volume::Unmount { volume, path, target } => {
+            let session = Session::open(&target).await?;
+            let unmounted = mounts::unmount(&session, &volume, path.as_deref()).await;
+            session.close().await;
+            Ok(unmounted?)
+        }
+        cli::Volume::Rm { volumes, target } => {
+            let session = Session::open(&target).await?;
+            let removed = remove(&session, &volumes).await;
+            session.close().await;
+            Ok(removed?)
+        }
+    }
+}
+
+async fn create(flags: CreateVolume) -> Result<()> {
+    let session = Session::open(&flags.target).await?;
+    let created = request(&session, &flags).await;
+    session.close().await;
+    output::one(flags.output.output, &created?)
+}
+
+async fn request(session: &Session, flags: &CreateVolume) -> larder_model::Result<VolumeRow> {
+    let mut parameters = BTreeMap::new();
+    for (key, value) in &flags.parameters {
+        if key.starts_with(RESERVED) {
+            return Err(Fault::invalid(format!("set parameter {key}: it belongs to Kubernetes")));
+        }
+        parameters.insert(key.clone(), value.clone());
+    }
+    if let Some(pool) = &flags.pool {
+        parameters.insert("pool".to_owned(), pool.clone());
+    }
+    let source = match &flags.from {
+        None => None,
+        Some(text) => Some(source(session, text).await?),
+    };
+    let capability = match flags.block {
+        true => csi::VolumeCapability::raw_block(Mode::SingleNodeWriter),
+        false => {
+            let fs = flags.fs.map_or("", larder_model::FsType::as_str);
+            csi::VolumeCapability::mounted(fs, &[], Mode::SingleNodeWriter)
+        }
+    };
+    let request = csi::CreateVolumeRequest {
+        name: flags.name.clone(),
+        capacity_range: flags
+            .size
+            .map(|size| csi::CapacityRange { required_bytes: size.as_i64(), limit_bytes: 0 }),
+        volume_capabilities: vec![capability],
+        parameters,
+        volume_content_source: source,
+        ..csi::CreateVolumeRequest::default()
+    };
+    let mut controller = session.client().controller();
+    let call = controller.create_volume(request);
+    let created = answer(progress::show(session, &format!("creating {}", flags.name), call).await)?;
+    let volume = created
+        .volume
+        .ok_or_else(|| Fault::internal("read the driver's answer: it names no volume"))?;
+    Ok(row(volume, &[]))
+}
+
+async fn source(session: &Session, text: &str) -> larder_model::Result<csi::VolumeContentSource> {
+    use csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
+    let source = if text.contains('@') {
+        Type::Snapshot(SnapshotSource { snapshot_id: names::snapshot_id(session, text).await? })
+    } else {
+        Type::Volume(VolumeSource { volume_id: names::volume_id(session, text).await? })
+    };
+    Ok(csi::VolumeContentSource { r#type: Some(source) })
+}
+
+/// Every volume of the driver.
+pub(crate) async fn all(session: &Session) -> larder_model::Result<Vec<csi::Volume>> {
+    let mut controller = session.client().controller();
+    let mut volumes = Vec::new();
+    let mut token = String::new();
+    loop {
+        let request = csi::ListVolumesRequest { max_entries: 1000, starting_token: token };
+        let page = answer(controller.list_volumes(request).await)?;
+        volumes.extend(page.entries.into_iter().filter_map(|e| e.volume));
+        token = page.next_token;
+        if token.is_empty() {
+            return Ok(volumes);
+        }
+    }
+}
+
+/// One volume, by whatever means the driver has.
+pub(crate) async fn get(session: &Session, id: &str) -> larder_model::Result<csi::Volume> {
+    let request = csi::ControllerGetVolumeRequest { volume_id: id.to_owned() };
+    let found = answer(session.client().controller().controller_get_volume(request).await);
+    match found {
+        Ok(found) => found
+            .volume
+            .ok_or_else(|| Fault::internal("read the driver's answer: it names no volume")),
+        Err(fault) if fault.kind() == larder_model::Kind::Unsupported => all(session)
+            .await?
+            .into_iter()
+            .find(|v| v.volume_id == id)
+            .ok_or_else(|| Fault::not_found(format!("find volume {id}"))),
+        Err(fault) => Err(fault),
+    }
+}
+
+async fn show(session: &Session, volume: &str) -> larder_model::Result<VolumeRow> {
+    let id = names::volume_id(session, volume).await?;
+    let mut shown = row(get(session, &id).await?, &mounts::all(session)?);
+    let request = csi::ControllerGetVolumeHealthRequest { volume_id: id, ..Default::default() };
+    match answer(session.client().controller().controller_get_volume_health(request).await) {
+        Ok(health) => {
+            let entries = health.volume_health.unwrap_or_default().health_statuses;
+            shown.health =
+                entries.into_iter().map(|e| format!("{}: {}", e.reason, e.message)).collect();
+            if shown.health.is_empty() {
+                shown.health.push("ok".to_owned());
+            }
+        }
+        Err(fault) if fault.kind() == larder_model::Kind::Unsupported => {}
+        Err(fault) => shown.health.push(fault.to_string()),
+    }
+    Ok(shown)
+}
+
+async fn mount(
+    session: &Session,
+    volume: &str,
+    request: mounts::Request<'_>,
+) -> larder_model::Result<()> {
+    let id = names::volume_id(session, volume).await?;
+    let volume = get(session, &id).await?;
+    mounts::mount(session, volume, request).await
+}
+
+/// Grows the volume, and the file systems of its mounts.
+async fn expand(session: &Session, volume: &str, size: Bytes) -> larder_model::Result<VolumeRow> {
+    let id = names::volume_id(session, volume).await?;
+    let range = csi::CapacityRange { required_bytes: size.as_i64(), limit_bytes: 0 };
+    let request = csi::ControllerExpandVolumeRequest {
+        volume_id: id.clone(),
+        capacity_range: Some(range),
+        ..Default::default()
+    };
+    let mut controller = session.client().controller();
+    let call = controller.controller_expand_volume(request);
+    let grown = answer(progress::show(session, &format!("growing {id}"), call).await)?;
+    if grown.node_expansion_required {
+        mounts::expand(session, &id, range).await?;
+    }
+    Ok(row(get(session, &id).await?, &mounts::all(session)?))
+}
+
+async fn remove(session: &Session, volumes: &[String]) -> larder_model::Result<()> {
+    for volume in volumes {
+        let id = names::volume_id(session, volume).await?;
+        if let Some(mounted) = mounts::all(session)?.into_iter().find(|m| m.volume == id)
+            && let Some(target) = mounted.targets.first()
+        {
+            return Err(Fault::precondition(format!(
+                "delete volume {id}: it is mounted at {}",
+                target.path.display()
+            ))
+            .hint(format!("larder volume unmount {volume}")));
+        }
+        let request = csi::DeleteVolumeRequest { volume_id: id.clone(), ..Default::default() };
+        let mut controller = session.client().controller();
+        let call = controller.delete_volume(request);
+        answer(progress::show(session, &format!("deleting {id}"), call).await)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! What is wrong with a configuration, all of it at once.
+//!
+//! Nothing is changed and nothing is bound. Errors make the configuration unusable (exit status 64);
+//! warnings say what will not be as one might expect.
+
+use super::Settings;
+use crate::backends;
+use larder_model::PoolName;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// Something wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// The key it is about: `drivers[0].pools.default.path`.
+    pub(crate) path: String,
+    /// What is wrong, and what to do.
+    pub(crate) text: String,
+    /// It cannot be served like this.
+    pub(crate) fatal: bool,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = if self.fatal { "error" } else { "warning" };
+        write!(f, "{class}: {}: {}", self.path, self.text)
+    }
+}
+
+#[derive(Default)]
+struct Findings(Vec<Problem>);
+
+impl Findings {
+    fn error(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Problem { path: path.into(), text: text.into(), fatal: true });
+    }
+    fn warning(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Problem { path: path.into(), text: text.into(), fatal: false });
+    }
+}
+
+/// Checks the settings by themselves.
+pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
+    let mut found = Findings::default();
+    absolute(&mut found, "stateDir", &settings.state_dir);
+    absolute(&mut found, "kubeletDir", &settings.kubelet_dir);
+    if settings.drivers.is_empty() {
+        found.error("drivers", "there is none (hint: name at least one driver)");
+    }
+    let mut names = BTreeMap::new();
+    let mut endpoints = BTreeMap::new();
+    let mut paths: Vec<(String, PathBuf)> = Vec::new();
+    for (i, driver) in settings.drivers.iter().enumerate() {
+        let at = |key: &str| format!("drivers[{i}].{key}");
+        if let Some(first) = names.insert(driver.name.as_str().to_ascii_lowercase(), i) {
+            found
+                .error(at("name"), format!("{} is also the name of drivers[{first}]", driver.name));
+        }
+        if let Some(first) = endpoints.insert(driver.endpoint.clone(), i) {
+            found.error(
+                at("endpoint"),
+                format!("{} is also that of drivers[{first}]", driver.endpoint),
+            );
+        }
+        if driver.endpoint.path().extension().is_none_or(|e| e != "sock") {
+            found.warning(at("endpoint"), "its name does not end in .sock, as CSI asks");
+        }
+        let kind = backends::find(&driver.backend);
+        if kind.is_none() {
+            let known: Vec<_> = backends::KINDS.iter().map(|k| k.name).collect();
+            found.error(
+                at("backend"),
+                format!(
+                    "{:?} is not a backend (hint: use one of {})",
+                    driver.backend,
+                    known.join(", ")
+                ),
+            );
+        }
+        if driver.pools.is_empty() {
+            found.error(
+                at("pools"),
+                "there is none (hint: pools: { default: { path: /var/lib/larder } })",
+            );
+        }
+        for (name, pool) in &driver.pools {
+            let at = |key: &str| at(&format!("pools.{name}{key}"));
+            if let Err(fault) = pool.check() {
+                found.error(at(""), fault.to_string());
+                continue;
+            }
+            overlap(&mut found, &at(".path"), &pool.path, &paths);
+            paths.push((at(".path"), pool.path.clone()));
+            if pool.path.starts_with(&settings.state_dir)
+                || settings.state_dir.starts_with(&pool.path)
+            {
+                found.error(at(".path"), "it overlaps stateDir");
+            }
+            on_disk(&mut found, &at(".path"), name, pool);
+        }
+    }
+    found.0
+}
+
+fn absolute(found: &mut Findings, key: &str, path: &Path) {
+    if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
+        found.error(key, format!("{} is not an absolute path without ..", path.display()));
+    }
+}
+
+fn overlap(found: &mut Findings, at: &str, path: &Path, others: &[(String, PathBuf)]) {
+    for (other, taken) in others {
+        if path.starts_with(taken) || taken.starts_with(path) {
+            found.error(at, format!("{} overlaps {} of {other}", path.display(), taken.display()));
+        }
+    }
+}
+
+/// What can be seen of the pool now. It may come up later, so nothing here is fatal but a file.
+fn on_disk(found: &mut Findings, at: &str, name: &PoolName, pool: &larder_pool::PoolConfig) {
+    let path = &pool.path;
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_dir() => {
+            found.error(at, format!("{} is not a directory", path.display()))
+        }
+        Ok(_) if !pool.create && !matches!(larder_pool::identity(path), Ok(Some(_))) => found
+            .warning(
+                at,
+                format!("{} is no pool yet (hint: larder pool init {name})", path.display()),
+            ),
+        Ok(_) => {}
+        Err(_) if pool.create => {}
+        Err(error) => found.warning(at, format!("{}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(yaml: &str) -> Vec<String> {
+        let file = super::super::file::parse(yaml).unwrap();
+        check(&super::super::settings(file).unwrap()).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_found_in_one_go() {
+        let found = problems(
+            "stateDir: run\n\
+             drivers:\n\
+             - {name: a, backend: dir, endpoint: /run/a.sock, pools: {p: {path: /no/p}}}\n\
+             - {name: A, backend: tape, endpoint: /run/a.sock, pools: {p: {path: /no/p/q}, r: {path: rel}}}\n\
+             - {name: c, backend: loop, endpoint: /run/c.sock}\n",
+        );
+        for wanted in [
+            "error: stateDir:",
+            "error: drivers[1].name: A is also",
+            "error: drivers[1].endpoint:",
+            "error: drivers[1].backend: \"tape\"",
+            "error: drivers[1].pools.p.path: /no/p/q overlaps /no/p",
+            "error: drivers[1].pools.r:",
+            "error: drivers[2].pools:",
+            "warning: drivers[0].pools.p.path:",
+        ] {
+            assert!(found.iter().any(|f| f.starts_with(wanted)), "{wanted} is not in {found:#?}");
+        }
+    }
+}

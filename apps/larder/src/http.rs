@@ -1,0 +1,82 @@
+//! `/metrics`, `/healthz`, `/readyz`.
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use larder_model::{Fault, Result};
+use prometheus_client::registry::Registry;
+use std::{net::SocketAddr, sync::Arc};
+use tokio_util::sync::CancellationToken;
+
+/// What the pages show.
+pub(crate) struct Pages {
+    /// All metrics.
+    pub(crate) registry: Registry,
+    /// Err: why the process is not ready (or, once stopping, that it stops).
+    pub(crate) ready: Box<dyn Fn() -> std::result::Result<(), String> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pages")
+    }
+}
+
+fn router(pages: Arc<Pages>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        // Alive is whoever answers; a process that cannot do its work yet is not ready, but killing
+        // it would not help.
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .with_state(pages)
+}
+
+/// Binds and serves until `stop`. Returns the bound address (port 0 chooses one).
+///
+/// # Errors
+/// `Precondition` where the address is taken.
+pub(crate) async fn serve(
+    address: SocketAddr,
+    pages: Pages,
+    stop: CancellationToken,
+) -> Result<(SocketAddr, impl Future<Output = ()>)> {
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| {
+        Fault::precondition(format!("serve http on {address}"))
+            .because(e)
+            .hint("choose another --http")
+    })?;
+    let bound = listener.local_addr().map_err(|e| Fault::io("read the http address", e))?;
+    let app = router(Arc::new(pages));
+    let serving = async move {
+        let stopped = async move { stop.cancelled().await };
+        if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+            tracing::error!(%error, "http ended");
+        }
+    };
+    Ok((bound, serving))
+}
+
+async fn metrics(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &pages.registry) {
+        Ok(()) => (
+            StatusCode::OK,
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            text,
+        )
+            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn readyz(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    match (pages.ready)() {
+        Ok(()) => (StatusCode::OK, "ok".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}

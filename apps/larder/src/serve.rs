@@ -1,0 +1,148 @@
+//! `larder serve`
+//!
+//! ```text
+//! settings checked ─▶ http ─▶ sockets (Probe: not ready) ─▶ drivers started ─▶ ready
+//!   SIGTERM, SIGINT ─▶ not ready ─▶ no new calls ─▶ running calls end ─▶ pools let go ─▶ exit 0
+//!                  a second signal ─▶ exit at once
+//! ```
+//! Mounts stay as they are: whoever serves next finds them.
+
+use crate::{
+    config::{self, ServeFlags, Settings},
+    exit::WrongConfig,
+    http, logging, output,
+    wiring::Common,
+};
+use anyhow::Result;
+use larder_csi::{Driver, State};
+use prometheus_client::registry::Registry;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long to wait before a driver that could not be started is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Runs `larder serve`.
+pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
+    let settings = config::of_serve(&flags).map_err(|fault| WrongConfig(fault.to_string()))?;
+    let problems = config::check(&settings);
+    let fatal: Vec<_> = problems.iter().filter(|p| p.fatal).map(ToString::to_string).collect();
+    if !fatal.is_empty() {
+        return Err(WrongConfig(fatal.join("\n")).into());
+    }
+    logging::start(settings.log.format, &settings.log.level)
+        .map_err(|fault| WrongConfig(fault.to_string()))?;
+    for problem in &problems {
+        tracing::warn!("{problem}");
+    }
+    let mut registry = Registry::default();
+    let common = Common::new(&settings, &mut registry).await?;
+    let drivers =
+        settings.drivers.iter().map(|d| common.driver(&settings, d)).collect::<Result<Vec<_>, _>>();
+    let drivers = drivers.map_err(|fault| WrongConfig(fault.to_string()))?;
+
+    let tasks = TaskTracker::new();
+    let stop = CancellationToken::new();
+    watch_signals(&tasks, stop.clone())?;
+    if let Some(address) = settings.http {
+        let seen = drivers.clone();
+        let pages = http::Pages { registry, ready: Box::new(move || ready(&seen)) };
+        let (bound, serving) = http::serve(address, pages, stop.clone()).await?;
+        tracing::info!(address = %bound, "http is served");
+        tasks.spawn(serving);
+    }
+    for (driver, of) in drivers.iter().zip(&settings.drivers) {
+        let (driver, of, kubelet) = (driver.clone(), of.clone(), settings.kubelet_dir.clone());
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            let serving = async {
+                driver.listen(&of.endpoint).await?;
+                start(&driver).await;
+                if of.register {
+                    driver.register(&kubelet.join("plugins_registry"), &of.endpoint).await?;
+                }
+                Ok::<_, larder_model::Fault>(())
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                served = serving => if let Err(fault) = served {
+                    tracing::error!(driver = %of.name, "failed to {fault}");
+                    stop.cancel();
+                }
+            }
+        });
+    }
+    stop.cancelled().await;
+    shut_down(&settings, drivers).await;
+    tasks.close();
+    let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
+    Ok(())
+}
+
+/// Starts the driver, again and again where an administrator must mend something first.
+async fn start(driver: &Driver) {
+    while let Err(fault) = driver.start().await {
+        tracing::error!(driver = %driver.name(), "failed to {fault}");
+        tokio::time::sleep(AGAIN).await;
+    }
+    tracing::info!(driver = %driver.name(), "ready");
+}
+
+fn ready(drivers: &[Driver]) -> Result<(), String> {
+    let waiting: Vec<_> = drivers
+        .iter()
+        .filter(|d| !matches!(d.state(), State::Ready))
+        .map(|d| format!("{}: {:?}", d.name(), d.state()))
+        .collect();
+    if waiting.is_empty() { Ok(()) } else { Err(waiting.join("\n")) }
+}
+
+async fn shut_down(settings: &Settings, drivers: Vec<Driver>) {
+    tracing::info!("stopping");
+    let grace = Duration::from_secs(settings.shutdown_grace_seconds);
+    let ends = drivers.iter().map(|driver| driver.shutdown(grace));
+    let busy: usize = futures::future::join_all(ends).await.iter().map(Vec::len).sum();
+    if busy == 0 {
+        tracing::info!("stopped");
+    } else {
+        tracing::warn!(
+            busy,
+            "stopped before everything was finished: the next equal calls finish it"
+        );
+    }
+}
+
+/// SIGTERM and SIGINT stop, a second one at once; SIGHUP switches debug logs on and off.
+fn watch_signals(tasks: &TaskTracker, stop: CancellationToken) -> Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let mut hup = signal(SignalKind::hangup())?;
+    tasks.spawn(async move {
+        let mut debug = false;
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+                _ = hup.recv() => {
+                    debug = !debug;
+                    if let Err(fault) = logging::set_level(if debug { "debug" } else { "info" }) {
+                        tracing::error!("failed to {fault}");
+                    }
+                    continue;
+                }
+            }
+            if stop.is_cancelled() {
+                output::note("stopped at once by a second signal");
+                quit();
+            }
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+#[allow(clippy::exit, reason = "the second signal asks for exactly this")]
+fn quit() -> ! {
+    std::process::exit(1)
+}

@@ -1,0 +1,233 @@
+//! One command's connection to a driver.
+//!
+//! ```text
+//! --socket ────────────────────────────────────────▶ that socket
+//! configuration ─▶ endpoint answers? ─ yes ────────▶ that socket
+//!                       │ no
+//!                  pool owned by a live process? ──▶ its socket
+//!                       │ no
+//!                  serve the driver to ourselves ──▶ in process, until the command ends
+//! ```
+
+use crate::{
+    cli::Target,
+    config::{self, DriverSettings, Settings},
+    exit::WrongConfig,
+    wiring::{self, Served},
+};
+use larder_csi::{Client, Endpoint};
+use larder_model::{Fault, PoolName, Result, backend::Parameter};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// A driver to talk to.
+#[derive(Debug)]
+pub(crate) struct Session {
+    client: Client,
+    driver: String,
+    /// None: a driver behind `--socket`, of which nothing is known.
+    settings: Option<DriverSettings>,
+    mounts: PathBuf,
+    timeout: Duration,
+    local: Option<Served>,
+}
+
+impl Session {
+    /// The driver that the flags name.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` (several), and what starting the driver in process can fail with.
+    pub(crate) async fn open(target: &Target) -> anyhow::Result<Self> {
+        if target.socket.is_some() {
+            return Self::open_socket(target).await;
+        }
+        let settings = load(target)?;
+        let driver = choose(&settings, target.driver.as_deref())?;
+        Self::of_driver(&settings, driver, target).await
+    }
+
+    /// Every driver that the flags allow: all of the configuration's where none is named.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub(crate) async fn open_all(target: &Target) -> anyhow::Result<Vec<Self>> {
+        if target.socket.is_some() || target.driver.is_some() {
+            return Ok(vec![Self::open(target).await?]);
+        }
+        let settings = load(target)?;
+        let mut sessions = Vec::new();
+        for driver in settings.drivers.clone() {
+            sessions.push(Self::of_driver(&settings, driver, target).await?);
+        }
+        Ok(sessions)
+    }
+
+    async fn open_socket(target: &Target) -> anyhow::Result<Self> {
+        let endpoint = target.socket.as_ref().ok_or_else(|| Fault::invalid("find --socket"))?;
+        if !answers(endpoint).await {
+            return Err(Fault::unavailable(format!("reach {endpoint}: nobody serves it")).into());
+        }
+        let client = Client::connect(endpoint)?;
+        let request = larder_proto::csi::GetPluginInfoRequest {};
+        let info = crate::commands::answer(client.identity().get_plugin_info(request).await)?;
+        let mounts = mounts_dir(Path::new(config::DEFAULT_STATE), &info.name);
+        let timeout = Duration::from_secs(target.timeout);
+        Ok(Self { client, driver: info.name, settings: None, mounts, timeout, local: None })
+    }
+
+    async fn of_driver(
+        settings: &Settings,
+        driver: DriverSettings,
+        target: &Target,
+    ) -> anyhow::Result<Self> {
+        let (client, local) = match owner(&driver).await {
+            Some(endpoint) => (Client::connect(&endpoint)?, None),
+            None => {
+                let served = wiring::serve_to_ourselves(settings, &driver).await?;
+                (served.client(), Some(served))
+            }
+        };
+        Ok(Self {
+            client,
+            driver: driver.name.to_string(),
+            mounts: mounts_dir(&settings.state_dir, driver.name.as_str()),
+            settings: Some(driver),
+            timeout: Duration::from_secs(target.timeout),
+            local,
+        })
+    }
+
+    /// The driver's services.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+    /// The driver's name.
+    pub(crate) fn driver(&self) -> &str {
+        &self.driver
+    }
+    /// Whether nothing is known of the driver but what CSI tells.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.settings.is_none()
+    }
+    /// Where `volume mount` keeps its records.
+    pub(crate) fn mounts_dir(&self) -> &Path {
+        &self.mounts
+    }
+    /// How long to wait for one call.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The pool of a name without one; None: a foreign driver.
+    ///
+    /// # Errors
+    /// `Invalid` where several exist and none is called `default`.
+    pub(crate) fn default_pool(&self) -> Result<Option<PoolName>> {
+        self.settings.as_ref().map(default_pool).transpose()
+    }
+
+    /// The driver's parameters, where they are known.
+    pub(crate) fn parameters(&self) -> &'static [Parameter] {
+        let kind = self.settings.as_ref().and_then(|s| crate::backends::find(&s.backend));
+        kind.map_or(&[], |k| k.parameters)
+    }
+
+    /// Ends the session; a driver that was served in process lets go of its pools.
+    pub(crate) async fn close(mut self) {
+        if let Some(served) = self.local.take() {
+            served.stop().await;
+        }
+    }
+}
+
+/// `volume mount`'s records stand beside the node records: both end with the boot.
+fn mounts_dir(state: &Path, driver: &str) -> PathBuf {
+    state.parent().unwrap_or(state).join("mounts").join(driver)
+}
+
+fn load(target: &Target) -> anyhow::Result<Settings> {
+    let settings = config::load(&target.config).map_err(|fault| WrongConfig(fault.to_string()))?;
+    let fatal: Vec<_> =
+        config::check(&settings).into_iter().filter(|p| p.fatal).map(|p| p.to_string()).collect();
+    if fatal.is_empty() { Ok(settings) } else { Err(WrongConfig(fatal.join("\n")).into()) }
+}
+
+/// The driver of that name, or the only one with that backend, or the only one.
+fn choose(settings: &Settings, wanted: Option<&str>) -> Result<DriverSettings> {
+    let fitting: Vec<_> = settings
+        .drivers
+        .iter()
+        .filter(|d| wanted.is_none_or(|w| d.name.as_str() == w || d.backend == w))
+        .collect();
+    let names = |drivers: &[&DriverSettings]| {
+        drivers.iter().map(|d| d.name.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    match (fitting.as_slice(), wanted) {
+        ([driver], _) => Ok((*driver).clone()),
+        ([], wanted) => {
+            Err(Fault::not_found(format!("find driver {}", wanted.unwrap_or_default())).hint(
+                format!(
+                    "the configuration has {}",
+                    names(&settings.drivers.iter().collect::<Vec<_>>())
+                ),
+            ))
+        }
+        (several, _) => {
+            let exact = several.iter().find(|d| Some(d.name.as_str()) == wanted);
+            exact.map(|d| (**d).clone()).ok_or_else(|| {
+                Fault::invalid("choose a driver: there are several")
+                    .hint(format!("--driver with one of {}", names(several)))
+            })
+        }
+    }
+}
+
+/// The settings of the driver that the flags name, without talking to it.
+///
+/// # Errors
+/// As [`Session::open`].
+pub(crate) fn driver_settings(target: &Target) -> anyhow::Result<DriverSettings> {
+    Ok(choose(&load(target)?, target.driver.as_deref())?)
+}
+
+/// The pool of a request that names none.
+///
+/// # Errors
+/// `Invalid` where several exist and none is called `default`.
+pub(crate) fn default_pool(driver: &DriverSettings) -> Result<PoolName> {
+    let mut pools = driver.pools.keys();
+    let default = driver.pools.keys().find(|p| p.as_str() == "default");
+    match (default, pools.next(), pools.next()) {
+        (Some(pool), ..) | (None, Some(pool), None) => Ok(pool.clone()),
+        _ => Err(Fault::invalid(format!(
+            "choose a pool of driver {}: none is called default",
+            driver.name
+        ))
+        .hint("write POOL/NAME")),
+    }
+}
+
+/// The socket of whoever serves this driver or owns one of its pools.
+async fn owner(driver: &DriverSettings) -> Option<Endpoint> {
+    if answers(&driver.endpoint).await {
+        return Some(driver.endpoint.clone());
+    }
+    for pool in driver.pools.values() {
+        let endpoint = larder_pool::owner(&pool.path)
+            .ok()
+            .flatten()
+            .and_then(|note| note.endpoint?.parse::<Endpoint>().ok());
+        if let Some(endpoint) = endpoint
+            && answers(&endpoint).await
+        {
+            return Some(endpoint);
+        }
+    }
+    None
+}
+
+async fn answers(endpoint: &Endpoint) -> bool {
+    tokio::net::UnixStream::connect(endpoint.path()).await.is_ok()
+}
