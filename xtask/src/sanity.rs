@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// The order of the first round, to repeat a failure [default: by the clock]
     #[arg(long)]
     seed: Option<u32>,
+    /// This binary instead of the checkout's
+    #[arg(long, value_name = "FILE")]
+    larder: Option<PathBuf>,
     /// Only specs whose name matches this regular expression (skips are not judged)
     #[arg(long, value_name = "REGEX")]
     focus: Option<String>,
@@ -113,8 +116,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .collect();
     ensure!(!chosen.is_empty(), "volumes of dir are directories: there is no block access");
     let suite = suite::get()?;
-    proc::run(proc::cargo().args(["build", "--package", "larder"]))?;
-    let larder = crate::target_dir()?.join("debug/larder");
+    let larder = if let Some(binary) = &args.larder {
+        binary.clone()
+    } else {
+        proc::run(proc::cargo().args(["build", "--package", "larder"]))?;
+        crate::target_dir()?.join("debug/larder")
+    };
     let mut sum = Totals::default();
     for (backend, access) in chosen {
         for round in 0..args.rounds {

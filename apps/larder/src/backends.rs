@@ -46,6 +46,11 @@ pub(crate) fn find(name: &str) -> Option<&'static BackendKind> {
     KINDS.iter().find(|k| k.name == name)
 }
 
+fn dir(parts: Parts<'_>) -> Result<Arc<dyn Backend>> {
+    let settings = larder_backend_dir::Settings { pools: parts.driver.pools.clone() };
+    larder_backend_dir::DirBackend::new(settings, parts.host, parts.node.clone(), parts.note())
+}
+
 fn r#loop(parts: Parts<'_>) -> Result<Arc<dyn Backend>> {
     let settings = larder_backend_loop::Settings {
         pools: parts.driver.pools.clone(),

@@ -28,6 +28,7 @@ mod accept;
 mod attach;
 mod blocks;
 mod capabilities;
+mod create;
 mod groups;
 mod health;
 mod snapshots;
@@ -40,7 +41,7 @@ mod volumes;
 pub use capabilities::{ControllerCapability, PluginCapability, single_node_multi_writer};
 pub use types::*;
 
-use crate::claims::{Claims, Running};
+use crate::claims::{Claims, Operation, Running};
 use async_trait::async_trait;
 use larder_model::{
     Backend, Cx, Fault, Handle, Kind, Result, SnapshotId, VolumeId,
@@ -48,6 +49,7 @@ use larder_model::{
 };
 use std::{
     fmt,
+    future::Future,
     path::PathBuf,
     sync::{
         Arc,
@@ -165,6 +167,22 @@ impl ControlEngine {
         }
         Err(Fault::unavailable("serve: the driver is starting up or shutting down")
             .hint("repeat the call"))
+    }
+
+    /// Runs `work` under the claims of `operation`; see [`Claims::run`].
+    async fn run<T, F>(
+        &self,
+        operation: Operation,
+        work: impl FnOnce(Arc<Inner>, Cx) -> F,
+    ) -> Result<T>
+    where
+        T: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let cx = self.cx();
+        // Boxed: the futures of whole operations are large.
+        let work = Box::pin(work(self.0.clone(), cx.clone()));
+        self.0.claims.run(operation, &cx, work).await
     }
 
     /// The context of a new operation.

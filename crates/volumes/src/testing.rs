@@ -15,6 +15,7 @@
 mod connect;
 mod inject;
 mod provision;
+mod snapshots;
 mod store;
 
 pub use inject::Inject;
@@ -33,6 +34,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use store::Store;
+
+/// A caller of its own: a task.
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test's callers are tasks")]
+pub(crate) fn spawn<T: Send + 'static>(
+    call: impl Future<Output = T> + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    tokio::task::spawn(call)
+}
+
+/// Lets other tasks run until they wait.
+#[cfg(test)]
+pub(crate) async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
 
 /// The bytes of one block of a volume's data.
 pub const BLOCK: u64 = 4096;

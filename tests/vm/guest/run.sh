@@ -15,6 +15,12 @@ $b chmod 1777 /tmp /dev/shm
 $b mount -t cgroup2 cgroup /sys/fs/cgroup
 echo '+cpu +io +memory +pids' > /sys/fs/cgroup/cgroup.subtree_control
 $b cp -a /etc/larder-dev/. /dev/
+# Opening these loads their modules.
+$b mkdir /dev/mapper
+$b mknod /dev/loop-control c 10 237
+$b mknod /dev/btrfs-control c 10 234
+$b mknod /dev/fuse c 10 229
+$b mknod /dev/mapper/control c 10 236
 echo vm > /proc/sys/kernel/hostname
 $b ip link set lo up
 

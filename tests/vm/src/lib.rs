@@ -34,7 +34,6 @@
 mod accel;
 mod disk;
 mod image;
-mod inside;
 mod machine;
 mod replay;
 mod running;
@@ -42,7 +41,6 @@ mod running;
 pub use accel::Accel;
 pub use disk::{Cache, Disk};
 pub use image::Image;
-pub use inside::{IN_VM, inside};
 pub use machine::{Machine, Streams};
 pub use replay::{CrashState, WriteLog};
 pub use running::{End, Output, Running};

@@ -2,6 +2,7 @@
 //! times (see `discover`), and sums up what they say.
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -19,6 +20,9 @@ use crate::proc;
 
 /// What the guest's /scratch, where tests put their temporary files, can hold.
 const SCRATCH_BYTES: u64 = 16 << 30;
+
+/// Kernel modules that a real host has loaded, or loads by itself, and the guest does not.
+const MODULES: &str = "loop ext4 xfs btrfs quota_v2";
 
 /// Arguments of `suite`.
 #[derive(Debug, clap::Args)]
@@ -136,7 +140,10 @@ fn run_inside(
     if !folder.starts_with(crate::root()) {
         machine = machine.share(folder);
     }
-    let command = std::iter::once(binary.as_os_str()).chain(arguments.iter().map(AsRef::as_ref));
+    let script = format!("modprobe -a {MODULES} && exec \"$@\"");
+    let shell: [&OsStr; 5] =
+        ["sh".as_ref(), "-c".as_ref(), script.as_ref(), "sh".as_ref(), binary.as_os_str()];
+    let command = shell.into_iter().chain(arguments.iter().map(AsRef::as_ref));
     let output = machine.run(command)?;
     let ended = match output.end {
         End::Exited(0) => None,

@@ -1,6 +1,7 @@
 //! Claims under repeats, conflicts, panics, cancellation and load.
 
 use super::*;
+use crate::testing::{settle, spawn};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
@@ -12,18 +13,6 @@ fn volume(text: &str) -> Key {
 }
 fn op(name: &'static str, argument: u32) -> Operation {
     Operation::new(name, Fingerprint::of(&argument))
-}
-#[allow(clippy::disallowed_methods, reason = "a test's callers are tasks")]
-fn spawn<T: Send + 'static>(
-    call: impl Future<Output = T> + Send + 'static,
-) -> tokio::task::JoinHandle<T> {
-    tokio::task::spawn(call)
-}
-/// Lets detached tasks run until they wait.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test]

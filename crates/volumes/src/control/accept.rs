@@ -73,7 +73,14 @@ fn one(facts: &Facts, capability: &VolumeCapability) -> Result<Option<FsType>> {
     if mount.flags.iter().any(|flag| flag.contains(['\0', '\n'])) {
         return Err(Fault::invalid("use a mount flag that holds a line break or a NUL"));
     }
-    if mount.fs_type.is_empty() { Ok(None) } else { file_system(facts, &mount.fs_type).map(Some) }
+    match mount.fs_type.as_str() {
+        "" => Ok(None),
+        // Provisioners fill in a default for every driver (`--default-fstype=ext4` is in most
+        // manifests). It says nothing to volumes that are directories, and the hostpath driver, whose
+        // users these are, ignores it.
+        name if facts.file_systems.is_empty() && name.parse::<FsType>().is_ok() => Ok(None),
+        name => file_system(facts, name).map(Some),
+    }
 }
 
 fn file_system(facts: &Facts, name: &str) -> Result<FsType> {

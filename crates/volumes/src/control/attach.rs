@@ -14,7 +14,7 @@ impl ControlEngine {
     /// slot), `Aborted`, `Unavailable`.
     pub async fn attach_volume(&self, request: AttachVolume) -> Result<Attributes> {
         self.check_ready()?;
-        let inner = self.0.clone();
+        let inner = &*self.0;
         if inner.backend.provision().attach().is_none() {
             return Err(inner.unsupported("attach volumes"));
         }
@@ -27,19 +27,14 @@ impl ControlEngine {
             (&request.readonly, &request.context),
         ));
         let operation = Operation::new("attach volume", fingerprint).exclusive(Key::volume(&id));
-        let cx = self.cx();
-        let work = {
-            let cx = cx.clone();
-            async move {
-                let provision = inner.backend.provision();
-                let attach =
-                    provision.attach().ok_or_else(|| inner.unsupported("attach volumes"))?;
-                provision.get_volume(&id).await?;
-                let AttachVolume { capability, readonly, secrets, .. } = &request;
-                attach.attach_volume(&id, node.as_str(), capability, *readonly, secrets, &cx).await
-            }
-        };
-        self.0.claims.run(operation, &cx, work).await
+        self.run(operation, |inner, cx| async move {
+            let provision = inner.backend.provision();
+            let attach = provision.attach().ok_or_else(|| inner.unsupported("attach volumes"))?;
+            provision.get_volume(&id).await?;
+            let AttachVolume { capability, readonly, secrets, .. } = &request;
+            attach.attach_volume(&id, node.as_str(), capability, *readonly, secrets, &cx).await
+        })
+        .await
     }
 
     /// ControllerUnpublishVolume: takes that back. Not attached, or an id that cannot be ours, is a
@@ -49,7 +44,7 @@ impl ControlEngine {
     /// `Unsupported`, `Invalid` (node), `Aborted`, `Unavailable`.
     pub async fn detach_volume(&self, request: DetachVolume) -> Result<()> {
         self.check_ready()?;
-        let inner = self.0.clone();
+        let inner = &*self.0;
         if inner.backend.provision().attach().is_none() {
             return Err(inner.unsupported("detach volumes"));
         }
@@ -60,17 +55,13 @@ impl ControlEngine {
         };
         let operation = Operation::new("detach volume", Fingerprint::of(&request.node_id))
             .exclusive(Key::volume(&id));
-        let cx = self.cx();
-        let work = {
-            let cx = cx.clone();
-            async move {
-                let attach = inner.backend.provision().attach();
-                let attach = attach.ok_or_else(|| inner.unsupported("detach volumes"))?;
-                let node = node.as_ref().map(NodeName::as_str);
-                absent(attach.detach_volume(&id, node, &request.secrets, &cx).await)
-            }
-        };
-        self.0.claims.run(operation, &cx, work).await
+        self.run(operation, |inner, cx| async move {
+            let attach = inner.backend.provision().attach();
+            let attach = attach.ok_or_else(|| inner.unsupported("detach volumes"))?;
+            let node = node.as_ref().map(NodeName::as_str);
+            absent(attach.detach_volume(&id, node, &request.secrets, &cx).await)
+        })
+        .await
     }
 }
 

@@ -20,7 +20,7 @@ impl ControlEngine {
     /// together), `Exhausted`, `Aborted`, `Unavailable`.
     pub async fn create_group(&self, request: CreateGroup) -> Result<GroupSnapshot> {
         self.check_ready()?;
-        let inner = self.0.clone();
+        let inner = &*self.0;
         inner.groups()?;
         let name: RequestedName = request.name.parse()?;
         let sources = request.source_volume_ids.iter().map(|id| inner.volume_id(id));
@@ -52,12 +52,10 @@ impl ControlEngine {
             operation =
                 operation.exclusive(Key::snapshot(&member.id)).shared(Key::volume(&member.source));
         }
-        let cx = self.cx();
-        let work = {
-            let cx = cx.clone();
-            async move { inner.ensure_group(&id, &name, &members, &cx).await }
-        };
-        self.0.claims.run(operation, &cx, work).await
+        self.run(operation, |inner, cx| async move {
+            inner.ensure_group(&id, &name, &members, &cx).await
+        })
+        .await
     }
 
     /// DeleteVolumeGroupSnapshot, with all members. One that is not there is a success.
@@ -67,7 +65,7 @@ impl ControlEngine {
     /// `Aborted`, `Unavailable`.
     pub async fn delete_group(&self, request: GroupMembers) -> Result<()> {
         self.check_ready()?;
-        let inner = self.0.clone();
+        let inner = &*self.0;
         inner.groups()?;
         let id = found(inner.handle(&request.group_snapshot_id, "group_snapshot_id"))?;
         some_members(&request)?;
@@ -80,20 +78,16 @@ impl ControlEngine {
         for member in ids.iter().flatten() {
             operation = operation.exclusive(Key::snapshot(member));
         }
-        let cx = self.cx();
-        let work = {
-            let cx = cx.clone();
-            async move {
-                let groups = inner.groups()?;
-                let Some(ids) = ids else {
-                    let exists = found(groups.get_group(&id).await)?;
-                    return exists.map_or(Ok(()), |_| Err(other_members(&id)));
-                };
-                let members: Vec<_> = ids.into_iter().collect();
-                absent(groups.delete_group(&id, &members, &cx).await)
-            }
-        };
-        self.0.claims.run(operation, &cx, work).await
+        self.run(operation, |inner, cx| async move {
+            let groups = inner.groups()?;
+            let Some(ids) = ids else {
+                let exists = found(groups.get_group(&id).await)?;
+                return exists.map_or(Ok(()), |_| Err(other_members(&id)));
+            };
+            let members: Vec<_> = ids.into_iter().collect();
+            absent(groups.delete_group(&id, &members, &cx).await)
+        })
+        .await
     }
 
     /// GetVolumeGroupSnapshot.

@@ -21,7 +21,7 @@ impl ControlEngine {
     /// `Aborted`, `Unavailable`.
     pub async fn create_snapshot(&self, request: CreateSnapshot) -> Result<Snapshot> {
         self.check_ready()?;
-        let inner = self.0.clone();
+        let inner = &*self.0;
         inner.snapshots()?;
         let name: RequestedName = request.name.parse()?;
         let source = inner.handle(&request.source_volume_id, "source_volume_id")?;
@@ -40,12 +40,7 @@ impl ControlEngine {
             .exclusive(Key::snapshot(&spec.id))
             .exclusive(Key::SnapshotName(spec.id.native().clone()))
             .shared(Key::volume(&spec.source));
-        let cx = self.cx();
-        let work = {
-            let cx = cx.clone();
-            async move { inner.ensure_snapshot(spec, &cx).await }
-        };
-        self.0.claims.run(operation, &cx, work).await
+        self.run(operation, |inner, cx| async move { inner.ensure_snapshot(spec, &cx).await }).await
     }
 
     /// DeleteSnapshot. One that is not there, or whose id cannot be ours, is a success.
@@ -55,29 +50,25 @@ impl ControlEngine {
     /// `Unavailable`.
     pub async fn delete_snapshot(&self, snapshot_id: &str, secrets: Secrets) -> Result<()> {
         self.check_ready()?;
-        let inner = self.0.clone();
+        let inner = &*self.0;
         inner.snapshots()?;
         let Some(id) = found(inner.snapshot_id(snapshot_id))? else { return Ok(()) };
         let operation =
             Operation::new("delete snapshot", Fingerprint::of(&())).exclusive(Key::snapshot(&id));
-        let cx = self.cx();
-        let work = {
-            let cx = cx.clone();
-            async move {
-                let snapshots = inner.snapshots()?;
-                cx.step("look whether it belongs to a group")?;
-                let snapshot = found(snapshots.get_snapshot(&id).await)?;
-                if let Some(group) = snapshot.and_then(|s| s.group) {
-                    return Err(Fault::invalid(format!(
-                        "delete snapshot {id} alone: it belongs to group {group}"
-                    ))
-                    .hint("delete the group"));
-                }
-                // Also asked when nothing was found: a deletion that was cut is completed.
-                absent(snapshots.delete_snapshot(&id, &secrets, &cx).await)
+        self.run(operation, |inner, cx| async move {
+            let snapshots = inner.snapshots()?;
+            cx.step("look whether it belongs to a group")?;
+            let snapshot = found(snapshots.get_snapshot(&id).await)?;
+            if let Some(group) = snapshot.and_then(|s| s.group) {
+                return Err(Fault::invalid(format!(
+                    "delete snapshot {id} alone: it belongs to group {group}"
+                ))
+                .hint("delete the group"));
             }
-        };
-        self.0.claims.run(operation, &cx, work).await
+            // Also asked when nothing was found: a deletion that was cut is completed.
+            absent(snapshots.delete_snapshot(&id, &secrets, &cx).await)
+        })
+        .await
     }
 
     /// GetSnapshot, also of one that is not ready yet.

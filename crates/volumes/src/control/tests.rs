@@ -16,7 +16,7 @@ mod snapshots;
 mod volumes;
 
 use super::*;
-use crate::testing::{Abilities, Inject, Memory, MemoryBackend};
+use crate::testing::{Abilities, Inject, Memory, MemoryBackend, settle, spawn};
 use larder_model::{
     AccessMode, AccessType, Bytes, CapacityRange, FsType, Kind, MountAccess, Secrets,
     VolumeCapability,
@@ -37,21 +37,6 @@ async fn over(backend: MemoryBackend) -> (ControlEngine, MemoryBackend) {
     let engine = ControlEngine::new(Arc::new(backend.clone()), Claims::new(), None);
     engine.start().await.unwrap();
     (engine, backend)
-}
-
-/// A caller of its own.
-#[allow(clippy::disallowed_methods, reason = "a test's callers are tasks")]
-fn spawn<T: Send + 'static>(
-    call: impl Future<Output = T> + Send + 'static,
-) -> tokio::task::JoinHandle<T> {
-    tokio::task::spawn(call)
-}
-
-/// Lets other tasks run until they wait.
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
 }
 
 fn mount(mode: AccessMode) -> VolumeCapability {
