@@ -215,7 +215,8 @@ pub(crate) fn node_capabilities(capabilities: NodeCapabilities) -> Vec<csi::Node
         (storage_health, Wire::GetStorageHealth),
     ]
     .into_iter()
-    .filter_map(|(offered, capability)| offered.then(|| capability.into()))
+    .filter(|(offered, _)| *offered)
+    .map(|(_, capability)| capability.into())
     .collect()
 }
 

@@ -220,7 +220,12 @@ impl NodeEngine {
         })?;
         let operation = owned("publish volume", &id, &print)?;
         self.run("publish", &volume, operation, cx, async move {
-            executor.publish(&id, request, &staging, &target, &cx_).await
+            match executor.publish(&id, request, &staging, &target, &cx_).await {
+                Err(fault) if fault.kind() == Kind::Precondition => {
+                    Err(executor.or_gone(&id, fault).await)
+                }
+                published => published,
+            }
         })
         .await
     }

@@ -25,6 +25,8 @@ pub(crate) const MAX_MAP: usize = 4096;
 /// The limit of what Kubernetes itself adds to a map: pod and claim names, tokens of service
 /// accounts (1 to 2 KiB for each audience).
 pub(crate) const MAX_RESERVED: usize = 64 * 1024;
+/// The limit of secrets: a certificate with its chain and key does not fit into 4 KiB.
+pub(crate) const MAX_SECRETS: usize = 64 * 1024;
 /// The limit of all mount flags together, in bytes.
 pub(crate) const MAX_FLAGS: usize = 4096;
 /// The longest path, without its terminating NUL (Linux, PATH_MAX).
@@ -133,13 +135,13 @@ pub(crate) fn path(field: &str, value: String) -> Result<PathBuf> {
 /// What Kubernetes adds under its own prefix has a limit of its own: kubelet does not look at the
 /// general one before it puts the tokens of service accounts there.
 pub(crate) fn attributes(field: &str, map: Attributes) -> Result<Attributes> {
-    check_map(field, &map)?;
+    check_map(field, &map, MAX_MAP)?;
     Ok(map)
 }
 
 /// A map of secrets. Only keys are ever shown.
 pub(crate) fn secrets(map: Attributes) -> Result<Secrets> {
-    check_map("secrets", &map)?;
+    check_map("secrets", &map, MAX_SECRETS)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     for key in map.keys().filter(|key| !key.starts_with(RESERVED)) {
         if key.is_empty() || !key.chars().all(allowed) {
@@ -150,16 +152,16 @@ pub(crate) fn secrets(map: Attributes) -> Result<Secrets> {
     Ok(Secrets::new(map))
 }
 
-fn check_map(field: &str, map: &Attributes) -> Result<()> {
+fn check_map(field: &str, map: &Attributes, own: usize) -> Result<()> {
     let size = |reserved: bool| -> usize {
         map.iter()
             .filter(|(key, _)| key.starts_with(RESERVED) == reserved)
             .map(|(key, value)| key.len() + value.len())
             .sum()
     };
-    for (size, max, what) in
-        [(size(false), MAX_MAP, "it"), (size(true), MAX_RESERVED, "what Kubernetes added to it")]
-    {
+    let sizes =
+        [(size(false), own, "it"), (size(true), MAX_RESERVED, "what Kubernetes added to it")];
+    for (size, max, what) in sizes {
         if size > max {
             return Err(wrong(field, format_args!("{what} has {size} bytes"))
                 .hint(format!("at most {max} are allowed, keys and values together")));

@@ -10,7 +10,9 @@
     reason = "a test fails by panicking, also in its helpers"
 )]
 
+mod errors;
 mod life;
+mod limits;
 
 mod message;
 mod required;

@@ -3,7 +3,10 @@
 use crate::valid;
 use larder_csi::{Client, Driver, Endpoint, Settings, layers::CallMetrics};
 use larder_host::fake::FakeKernel;
-use larder_model::{Backend, DriverName, NodeName};
+use larder_model::{
+    Backend, DriverName, NodeName,
+    backend::{ConnectRequest, Source},
+};
 use larder_proto::csi;
 use larder_volumes::{
     Claims, ControlEngine,
@@ -50,6 +53,17 @@ impl Rig {
         Self { backend, driver, folder }
     }
 
+    /// A driver that serves no node.
+    pub(crate) async fn without_node() -> Self {
+        let rig = Self::new(Memory::default());
+        let control = ControlEngine::new(Arc::new(rig.backend.clone()), Claims::new(), None);
+        let settings = Settings::new(rig.driver.name().clone(), "node-1".parse().unwrap());
+        let metrics = CallMetrics::register(&mut prometheus_client::registry::Registry::default());
+        let rig = Self { driver: Driver::new(control, None, settings, metrics), ..rig };
+        rig.driver.start().await.unwrap();
+        rig
+    }
+
     /// A driver that is ready.
     pub(crate) async fn ready(memory: Memory) -> Self {
         let rig = Self::new(memory);
@@ -60,6 +74,9 @@ impl Rig {
     /// A driver that is ready, with the volume and the snapshots of [`crate::valid`].
     pub(crate) async fn filled(memory: Memory) -> Self {
         let rig = Self::ready(memory).await;
+        for folder in ["staging", "pod"] {
+            std::fs::create_dir(rig.folder().join(folder)).unwrap();
+        }
         let mut controller = rig.driver.client().controller();
         let create = csi::CreateVolumeRequest {
             name: "vol".to_owned(),
@@ -97,3 +114,14 @@ impl Rig {
 
 /// Longer than anything in these tests takes.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// Volumes whose data is a directory, so that they can be mounted.
+pub(crate) fn mountable() -> Memory {
+    let data = tempfile::tempdir().unwrap();
+    let source = move |request: &ConnectRequest| {
+        let path = data.path().join(request.id.native().as_str());
+        std::fs::create_dir_all(&path).unwrap();
+        Ok(Source::Directory { path })
+    };
+    Memory { source: Some(Arc::new(source)), ..Memory::default() }
+}

@@ -65,6 +65,15 @@ impl Executor {
         self.backend.parse_handle(volume).map(VolumeId)
     }
 
+    /// Why a volume is not as it must be: it may not exist at all. The backend is asked only then,
+    /// never on the way that starts pods.
+    pub(super) async fn or_gone(&self, id: &VolumeId, fault: Fault) -> Fault {
+        match self.backend.provision().get_volume(id).await {
+            Err(gone) if gone.kind() == Kind::NotFound => gone,
+            _ => fault,
+        }
+    }
+
     /// The volume behind an id that callers use: an inline volume has another one.
     ///
     /// # Errors

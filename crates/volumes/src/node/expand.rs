@@ -7,7 +7,7 @@ use super::{
     record::{Phase, Record, Shows, Staged},
 };
 use larder_host::paths::TargetPath;
-use larder_model::{Bytes, Cx, Fault, FsType, Kind, Result, VolumeId};
+use larder_model::{Bytes, Cx, Fault, FsType, Kind, Result, VolumeId, volume::Attributes};
 use std::{
     fs::File,
     io::{Seek, SeekFrom},
@@ -24,10 +24,15 @@ impl Executor {
         cx: &Cx,
     ) -> Result<Bytes> {
         let (id, staged) = self.staged_at(&request.volume, path).await?;
-        if let Some(capability) = &request.capability
-            && capability.is_block() != staged.terms.block
-        {
-            return Err(Fault::invalid("grow: it is used in another way than the capability says"));
+        if let Some(capability) = &request.capability {
+            // Here CSI has INVALID_ARGUMENT for what staging answers with FAILED_PRECONDITION.
+            let invalid = |fault: Fault| fault.with_kind(Kind::Invalid).during("grow");
+            self.asked(capability, &Attributes::new()).map_err(invalid)?;
+            if capability.is_block() != staged.terms.block {
+                return Err(Fault::invalid(
+                    "grow: it is used in another way than the capability says",
+                ));
+            }
         }
         let Some(attachment) = &staged.attachment else {
             return Err(
