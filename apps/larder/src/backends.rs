@@ -38,8 +38,10 @@ pub(crate) struct BackendKind {
 }
 
 /// The list.
-pub(crate) const KINDS: &[BackendKind] =
-    &[BackendKind { name: "loop", parameters: larder_backend_loop::PARAMETERS, make: r#loop }];
+pub(crate) const KINDS: &[BackendKind] = &[
+    BackendKind { name: "dir", parameters: larder_backend_dir::PARAMETERS, make: dir },
+    BackendKind { name: "loop", parameters: larder_backend_loop::PARAMETERS, make: r#loop },
+];
 
 /// The kind of that name.
 pub(crate) fn find(name: &str) -> Option<&'static BackendKind> {
