@@ -133,6 +133,7 @@ impl Directories {
             online_expansion: true,
             node_expansion: false,
             ephemeral: true,
+            snapshot_topology: false,
             max_volumes_per_node: None,
         };
         Self { host, facts, measures: Measures::default() }

@@ -77,6 +77,7 @@ impl LoopMedium {
             online_expansion: true,
             node_expansion: true,
             ephemeral: true,
+            snapshot_topology: false,
             max_volumes_per_node: None,
         };
         let copier = Copier { host: host.clone(), freezer, limits };

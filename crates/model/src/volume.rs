@@ -333,6 +333,8 @@ pub struct Facts {
     pub node_expansion: bool,
     /// Volumes that live as long as a pod are possible.
     pub ephemeral: bool,
+    /// Callers may choose where a snapshot can be used (SNAPSHOT_ACCESSIBILITY_CONSTRAINTS).
+    pub snapshot_topology: bool,
     /// The most volumes a node can use; None: no statement.
     pub max_volumes_per_node: Option<u32>,
 }

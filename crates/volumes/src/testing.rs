@@ -141,6 +141,7 @@ impl Default for Memory {
                 online_expansion: true,
                 node_expansion: true,
                 ephemeral: true,
+                snapshot_topology: true,
                 max_volumes_per_node: None,
             },
             pools: vec![name("default"), name("other")],

@@ -130,6 +130,15 @@ pub(crate) fn path(field: &str, value: String) -> Result<PathBuf> {
     optional_path(field, value)?.ok_or_else(|| missing(field))
 }
 
+/// A path at which a volume is said to be already. Where none can be, none is: `NotFound`, as
+/// csi-sanity asks (it looks for volumes at `some/path`).
+pub(crate) fn place(field: &str, value: String) -> Result<PathBuf> {
+    if value.is_empty() {
+        return Err(missing(field));
+    }
+    path(field, value).map_err(|fault| fault.with_kind(Kind::NotFound))
+}
+
 /// A map of parameters or of a context.
 ///
 /// What Kubernetes adds under its own prefix has a limit of its own: kubelet does not look at the

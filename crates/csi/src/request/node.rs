@@ -81,7 +81,7 @@ impl Check for csi::NodeGetVolumeStatsRequest {
         field::optional_path("staging_target_path", self.staging_target_path)?;
         Ok(StatsRequest {
             volume: field::id("volume_id", self.volume_id)?,
-            volume_path: field::path("volume_path", self.volume_path)?,
+            volume_path: field::place("volume_path", self.volume_path)?,
         })
     }
 }
@@ -95,7 +95,7 @@ impl Check for csi::NodeExpandVolumeRequest {
         let staging = "staging_target_path";
         Ok(ExpandRequest {
             volume: field::id("volume_id", self.volume_id)?,
-            volume_path: field::path("volume_path", self.volume_path)?,
+            volume_path: field::place("volume_path", self.volume_path)?,
             staging_path: field::optional_path(staging, self.staging_target_path)?,
             range: field::optional_range("capacity_range", self.capacity_range)?
                 .unwrap_or_default(),

@@ -65,6 +65,7 @@ impl FakeMedium {
             online_expansion: true,
             node_expansion: false,
             ephemeral: true,
+            snapshot_topology: false,
             max_volumes_per_node: None,
         };
         Self { facts: Arc::new(facts), tickets: tickets.to_owned(), knobs: Arc::default() }

@@ -104,7 +104,10 @@ pub(super) fn plugin(backend: &dyn Backend) -> Vec<PluginCapability> {
         (placed, C::VolumeAccessibilityConstraints),
         (p.groups().is_some(), C::GroupControllerService),
         (p.changed_blocks().is_some(), C::SnapshotMetadataService),
-        (placed && p.snapshots().is_some(), C::SnapshotAccessibilityConstraints),
+        (
+            placed && facts.snapshot_topology && p.snapshots().is_some(),
+            C::SnapshotAccessibilityConstraints,
+        ),
         (expand && facts.online_expansion, C::VolumeExpansionOnline),
         (expand && !facts.online_expansion, C::VolumeExpansionOffline),
     ]
