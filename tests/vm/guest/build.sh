@@ -14,7 +14,9 @@ image=$(apt-cache depends "$KERNEL" | sed -n 's/.*Depends: \(linux-image-[^ ]*\)
 cd $out/kernel
 apt-get -qq -o APT::Sandbox::User=root download "$image"
 dpkg-deb -x ./*.deb .
-version=$(ls lib/modules)
+modules=lib/modules
+[ -d $modules ] || modules=usr/lib/modules # since trixie
+version=$(ls $modules)
 
 packed=boot/vmlinuz-$version
 unpack() { # magic, decompressor
@@ -29,7 +31,7 @@ is_elf || unpack '\x28\xb5\x2f\xfd' 'zstd -dc'
 is_elf || cp "$packed" $out/vmlinux
 
 # Storage and network modules only; unpacked, so that loading them is quick.
-from=lib/modules/$version
+from=$modules/$version
 to=/lib/modules/$version
 mkdir -p "$to/kernel"
 for dir in arch block crypto fs lib mm \

@@ -80,14 +80,17 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image for this host, built first when it is not cached (about a minute,
+    /// The image for this host, or of the release in `LARDER_VM_RELEASE`, built first when it is not cached (about a minute,
     /// needs the network).
     ///
     /// # Errors
     /// A tool is missing and cannot be installed, the host is not x86-64, or the
     /// build failed (the message has the end of its log).
     pub fn get() -> Result<Self> {
-        let release = release_for(host_glibc()?)?;
+        let release = match std::env::var("LARDER_VM_RELEASE") {
+            Ok(name) => named(&name)?,
+            Err(_) => release_for(host_glibc()?)?,
+        };
         let root = cache_dir()?;
         let image = Self { dir: root.join(key(release)) };
         if !image.dir.is_dir() {
@@ -190,6 +193,12 @@ fn parse_glibc(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
 }
 
+fn named(suite: &str) -> Result<&'static Release> {
+    let known = || RELEASES.iter().map(|release| release.suite).collect::<Vec<_>>().join(", ");
+    let found = RELEASES.iter().find(|release| release.suite == suite);
+    found.with_context(|| format!("LARDER_VM_RELEASE={suite} is not one of {}", known()))
+}
+
 /// The oldest release on which binaries built on the host run.
 fn release_for(glibc: (u32, u32)) -> Result<&'static Release> {
     RELEASES.iter().find(|release| release.glibc >= glibc).with_context(|| {
@@ -287,6 +296,12 @@ mod tests {
     fn the_c_library_version_is_read_from_getconf() {
         assert_eq!(parse_glibc("glibc 2.36\n"), Some((2, 36)));
         assert_eq!(parse_glibc("musl"), None);
+    }
+
+    #[test]
+    fn a_release_can_be_asked_for_by_name() {
+        assert_eq!(named("trixie").unwrap().suite, "trixie");
+        assert!(named("etch").is_err());
     }
 
     #[test]
