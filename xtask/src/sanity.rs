@@ -229,8 +229,8 @@ impl Run<'_> {
         let list = skips::List::load(&crate::root().join("tests/sanity/skips.toml"))?;
         let label = self.label();
         let judged = list.judge(&self.backend.to_string(), &self.access.to_string(), outcomes);
-        for (name, reason) in &judged.allowed {
-            println!("skipped {name}: {reason}");
+        for (count, spec, reason) in &judged.allowed {
+            println!("skipped {count:2} of {spec:?}: {reason}");
         }
         problems.extend(judged.unlisted);
         if self.args.focus.is_none() {
@@ -250,7 +250,7 @@ impl Run<'_> {
         Ok(Totals {
             passed: count(|result| matches!(result, report::Result::Passed))?,
             failed: u32::try_from(problems.len())?,
-            skipped: u32::try_from(judged.allowed.len())?,
+            skipped: judged.allowed.iter().map(|(count, ..)| count).sum(),
         })
     }
 }

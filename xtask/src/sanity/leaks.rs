@@ -24,9 +24,16 @@ impl Traces {
     pub(crate) fn of(bench: &Bench) -> Result<Self> {
         let root = bench.path("");
         let mut files = BTreeSet::new();
-        for folder in [bench.pool(), bench.state(), bench.path("target"), bench.path("staging")] {
-            walk(&folder, &mut files)?;
+        for folder in [bench.path("target"), bench.path("staging")] {
+            walk(&folder, 0, &mut files)?;
         }
+        // At the top of these are the identity and the folders for volumes, records and
+        // so on, which a driver makes when it first needs them.
+        let housekeeping = bench.pool().join(".larder");
+        for folder in [bench.pool(), bench.state(), housekeeping.clone()] {
+            walk(&folder, 1, &mut files)?;
+        }
+        files.retain(|path| path.parent() != Some(&housekeeping));
         Ok(Self {
             mounts: mounts_below(&root)?.into_iter().collect(),
             loops: loops_below(&root)?.into_iter().map(|(_, file)| file).collect(),
@@ -50,8 +57,8 @@ impl Traces {
     }
 }
 
-/// All files and folders below a folder that exists.
-fn walk(folder: &Path, into: &mut BTreeSet<PathBuf>) -> Result<()> {
+/// All files and folders at least so deep below a folder that exists.
+fn walk(folder: &Path, depth: u32, into: &mut BTreeSet<PathBuf>) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -62,9 +69,11 @@ fn walk(folder: &Path, into: &mut BTreeSet<PathBuf>) -> Result<()> {
     for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            walk(&entry.path(), into)?;
+            walk(&entry.path(), depth.saturating_sub(1), into)?;
         }
-        into.insert(entry.path());
+        if depth == 0 {
+            into.insert(entry.path());
+        }
     }
     Ok(())
 }
@@ -136,8 +145,11 @@ mod tests {
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/b/c"), "").unwrap();
         let mut found = BTreeSet::new();
-        walk(dir.path(), &mut found).unwrap();
-        walk(&dir.path().join("absent"), &mut found).unwrap();
+        walk(dir.path(), 0, &mut found).unwrap();
+        walk(&dir.path().join("absent"), 0, &mut found).unwrap();
         assert_eq!(found.len(), 3);
+        found.clear();
+        walk(dir.path(), 1, &mut found).unwrap();
+        assert_eq!(found, BTreeSet::from(["a/b", "a/b/c"].map(|name| dir.path().join(name))));
     }
 }

@@ -44,8 +44,8 @@ impl Entry {
 /// What the list says about a run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Judged {
-    /// Skipped as listed: spec and reason.
-    pub(crate) allowed: Vec<(String, String)>,
+    /// Skipped as listed: how many, which, and the reason.
+    pub(crate) allowed: Vec<(u32, String, String)>,
     /// Skipped and not listed.
     pub(crate) unlisted: Vec<String>,
     /// Listed and not skipped.
@@ -73,22 +73,23 @@ impl List {
     pub(crate) fn judge(&self, backend: &str, access: &str, outcomes: &[Outcome]) -> Judged {
         let entries: Vec<_> =
             self.skip.iter().filter(|entry| entry.covers(backend, access)).collect();
-        let mut used = vec![false; entries.len()];
+        let mut used = vec![0; entries.len()];
         let mut judged = Judged::default();
         for Outcome { name, result } in outcomes {
             let report::Result::Skipped(said) = result else { continue };
             let listed = |entry: &&Entry| name.contains(&entry.spec) && said.contains(&entry.says);
             if let Some(index) = entries.iter().position(listed) {
-                used[index] = true;
-                judged.allowed.push((name.clone(), entries[index].reason.clone()));
+                used[index] += 1;
             } else {
                 judged.unlisted.push(format!("{name} was skipped and is not listed: {said}"));
             }
         }
         for (entry, used) in entries.iter().zip(used) {
-            if !used {
-                let Entry { spec, says, .. } = entry;
+            let Entry { spec, says, reason, .. } = entry;
+            if used == 0 {
                 judged.stale.push(format!("listed but not skipped: {spec:?} ({says})"));
+            } else {
+                judged.allowed.push((used, spec.clone(), reason.clone()));
             }
         }
         judged
@@ -123,7 +124,7 @@ mod tests {
         let list = List::parse(LIST).unwrap();
         let outcomes = [skipped("ControllerPublishVolume should"), skipped("Expand should")];
         let judged = list.judge("dir", "mount", &outcomes);
-        assert_eq!(judged.allowed.len(), 2);
+        assert_eq!(judged.allowed.iter().map(|(count, ..)| count).sum::<u32>(), 2);
         assert!(judged.unlisted.is_empty() && judged.stale.is_empty());
         let judged = list.judge("loop", "mount", &outcomes);
         assert_eq!((judged.allowed.len(), judged.unlisted.len()), (1, 1));
