@@ -192,7 +192,14 @@ impl Asked {
         let mut params = Params::new(parameters);
         let asked = Self::take(&mut params)?;
         params.finish()?;
+        asked.check_mkfs_options(asked.fs.unwrap_or(FsType::Ext4))?;
         Ok(asked)
+    }
+
+    /// The node would refuse them later, where nobody who reads the class looks.
+    fn check_mkfs_options(&self, fs: FsType) -> Result<()> {
+        let text = self.mkfs_options.as_deref().unwrap_or_default();
+        larder_model::mkfs::options(text, fs).map(drop)
     }
 
     /// Understands what a volume context (of a static volume, written by hand) says.
@@ -251,6 +258,9 @@ pub(crate) fn decide(request: &PlanRequest<'_>, pool_fs: Option<FsType>) -> Resu
         },
         None => named.or(pool_fs).unwrap_or(FsType::Ext4),
     };
+    if mount {
+        asked.check_mkfs_options(fs)?;
+    }
     let shape = Shape {
         sector_size: sector_size(request, &asked)?,
         direct_io: asked.direct_io.unwrap_or_default(),

@@ -1,0 +1,401 @@
+//! Copies of volumes that are in use are one moment of their write stream.
+
+mod support;
+
+use larder_backend_loop::FreezeLimits;
+use larder_host::Unmount;
+use larder_model::{Bytes, FsType, Kind, SnapshotId, VolumeId};
+use rstest::rstest;
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use support::{Ask, Driver, Ground, Staged, assert_files, run, write_files};
+
+const RECORD: usize = 4096;
+
+/// Record `n`: its number and nothing else, so that a torn one shows.
+fn record(n: u64) -> Vec<u8> {
+    n.to_le_bytes().repeat(RECORD / 8)
+}
+
+/// The number of an intact record.
+#[track_caller]
+fn number(bytes: &[u8]) -> u64 {
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert!(bytes == record(n), "a torn record");
+    n
+}
+
+/// Writes record n to the first place and then to the second, for n = 1, 2, 3 … At every moment the
+/// first holds what the second holds, or one more.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(first: (File, u64), second: (File, u64)) -> Self {
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, done) = (stop.clone(), written.clone());
+        first.0.write_all_at(&record(0), first.1).unwrap();
+        second.0.write_all_at(&record(0), second.1).unwrap();
+        let thread = std::thread::spawn(move || {
+            for n in 1.. {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                first.0.write_all_at(&record(n), first.1).unwrap();
+                second.0.write_all_at(&record(n), second.1).unwrap();
+                done.store(n, Ordering::SeqCst);
+            }
+        });
+        Self { stop, written, thread: Some(thread) }
+    }
+
+    fn in_files(dir: &Path) -> Self {
+        let file = |name: &str| (File::create(dir.join(name)).unwrap(), 0);
+        Self::start(file("first"), file("second"))
+    }
+
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::SeqCst)
+    }
+
+    /// Waits until more is written; fails when it stands still.
+    #[track_caller]
+    fn goes_on(&self, patience: Duration) {
+        let (from, end) = (self.written(), Instant::now() + patience);
+        while self.written() < from + 2 {
+            assert!(Instant::now() < end, "writes are held back");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // A failing test does not wait for writes that may never go on.
+        if !std::thread::panicking() {
+            self.thread.take().unwrap().join().unwrap();
+        }
+    }
+}
+
+fn size(fs: FsType) -> Bytes {
+    match fs {
+        FsType::Ext4 => Bytes::mib(64),
+        FsType::Xfs => Bytes::mib(300),
+        FsType::Btrfs => Bytes::mib(128),
+    }
+}
+
+fn consistency(ground: &Ground, snapshot: &str) -> String {
+    let path = ground.pool_path("default").join("snapshots").join(snapshot).join("record.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let words = ["\"clean\"", "\"frozen\"", "\"crash\""];
+    let found: Vec<_> = words.iter().filter(|word| text.contains(**word)).collect();
+    assert_eq!(found.len(), 1, "{text}");
+    found[0].trim_matches('"').to_owned()
+}
+
+/// Restores a snapshot, looks at it with the file system's own checker, and mounts it.
+async fn restored(driver: &Driver, snapshot: &SnapshotId, fs: FsType) -> Staged {
+    let name = format!("r-{}", snapshot.native());
+    let ask = Ask::mount(&name, "", Bytes::ZERO).restore_of(snapshot);
+    let volume = driver.create(&ask).await.unwrap();
+    // The log is replayed by mounting.
+    let staged = driver.stage(&volume).await.unwrap();
+    driver.unstage(&staged).await.unwrap();
+    let image = driver.image(&volume.id).display().to_string();
+    match fs {
+        FsType::Ext4 => run("e2fsck", &["-f", "-n", &image]),
+        FsType::Xfs => run("xfs_repair", &["-n", "-f", &image]),
+        FsType::Btrfs => run("btrfs", &["check", "--readonly", &image]),
+    };
+    driver.stage(&volume).await.unwrap()
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_snapshot_of_a_mounted_volume_is_one_moment_of_all_its_files(
+    #[values(FsType::Xfs, FsType::Btrfs, FsType::Ext4)] pool: FsType,
+    #[values(FsType::Ext4, FsType::Xfs, FsType::Btrfs)] fs: FsType,
+) {
+    let ground = Ground::on(pool, Bytes::gib(4));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("v", fs.as_str(), size(fs))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    let writer = Writer::in_files(&staged.target);
+    for n in 0..3 {
+        writer.goes_on(Duration::from_secs(10));
+        let before = writer.written();
+        let name = format!("s{n}");
+        let snapshot = driver.snapshot(&volume.id, &name).await.unwrap();
+        let after = writer.written();
+        writer.goes_on(Duration::from_secs(10));
+        assert_eq!(consistency(&ground, &name), "frozen");
+
+        let copy = restored(&driver, &snapshot.id, fs).await;
+        let read = |name: &str| number(&std::fs::read(copy.target.join(name)).unwrap());
+        let (first, second) = (read("first"), read("second"));
+        assert!(second <= first && first <= second + 1, "first {first}, second {second}");
+        // Nothing was fsynced, and all the same everything written before the call is in it.
+        assert!(second >= before && second <= after, "{before} <= {second} <= {after}");
+        driver.unstage(&copy).await.unwrap();
+        driver.delete(&copy.volume.id).await.unwrap();
+        driver.delete_snapshot(&snapshot.id).await.unwrap();
+    }
+    drop(writer);
+    driver.unstage(&staged).await.unwrap();
+    ground.assert_clean();
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_snapshot_of_a_raw_block_device_in_use_is_what_a_power_cut_would_leave(
+    #[values(FsType::Xfs, FsType::Btrfs)] pool: FsType,
+    #[values(true, false)] synced: bool,
+) {
+    const SECOND: u64 = 4 << 20;
+    let ground = Ground::on(pool, Bytes::gib(1));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::block("v", Bytes::mib(16))).await.unwrap();
+    let (device, attachment) = driver.block(&volume).await.unwrap();
+    let open = || {
+        const O_DSYNC: i32 = 0o10000;
+        let flags = if synced { O_DSYNC } else { 0 };
+        OpenOptions::new().write(true).custom_flags(flags).open(&device).unwrap()
+    };
+    let writer = Writer::start((open(), 0), (open(), SECOND));
+    for n in 0..5 {
+        writer.goes_on(Duration::from_secs(10));
+        let before = writer.written();
+        let name = format!("s{n}");
+        let snapshot = driver.snapshot(&volume.id, &name).await.unwrap();
+        let after = writer.written();
+        assert_eq!(consistency(&ground, &name), "crash");
+        let image = ground.pool_path("default").join("snapshots").join(&name).join("image");
+        let read = |at: u64| {
+            let mut bytes = vec![0; RECORD];
+            File::open(&image).unwrap().read_exact_at(&mut bytes, at).unwrap();
+            number(&bytes)
+        };
+        let (first, second) = (read(0), read(SECOND));
+        // Everything that was written before the call is in it, synced or not.
+        assert!(second >= before && first <= after + 1, "{before} {first} {second} {after}");
+        if synced {
+            assert!(second <= first && first <= second + 1, "first {first}, second {second}");
+        }
+        driver.delete_snapshot(&snapshot.id).await.unwrap();
+    }
+    drop(writer);
+    let cx = larder_model::Cx::new();
+    use larder_model::Connect;
+    driver.backend.disconnect(&volume.id, Some(&attachment), &cx).await.unwrap();
+    ground.assert_clean();
+}
+
+#[tokio::test]
+async fn where_blocks_cannot_be_shared_nothing_is_copied_that_does_not_hold_still() {
+    let mut ground = Ground::on(FsType::Ext4, Bytes::gib(1));
+    ground.limits = FreezeLimits { copied: Bytes::mib(8), ..FreezeLimits::default() };
+    let driver = ground.driver().await;
+    let raw = driver.create(&Ask::block("raw", Bytes::mib(16))).await.unwrap();
+    let (_, attachment) = driver.block(&raw).await.unwrap();
+    let clone_raw = Ask::block("c", Bytes::ZERO).clone_of(&raw.id);
+    for refused in [
+        driver.snapshot(&raw.id, "s").await.map(drop),
+        driver.create(&clone_raw).await.map(drop),
+    ] {
+        let fault = refused.unwrap_err();
+        assert_eq!(fault.kind(), Kind::Precondition);
+        assert!(fault.to_string().contains("raw block"), "{fault}");
+        assert!(fault.hint_text().unwrap().contains("reflink"), "{fault}");
+    }
+    let cx = larder_model::Cx::new();
+    use larder_model::Connect;
+    driver.backend.disconnect(&raw.id, Some(&attachment), &cx).await.unwrap();
+    driver.snapshot(&raw.id, "s").await.unwrap();
+
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    // Little is allocated: held back for a moment.
+    std::fs::write(staged.target.join("little"), "x").unwrap();
+    driver.snapshot(&volume.id, "little").await.unwrap();
+    assert_eq!(consistency(&ground, "little"), "frozen");
+    let much = staged.target.join("much");
+    std::fs::write(&much, support::pattern(1, 12 << 20)).unwrap();
+    File::open(&much).unwrap().sync_all().unwrap();
+    let fault = driver.snapshot(&volume.id, "much").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition);
+    assert!(fault.to_string().contains("the limit is 8Mi"), "{fault}");
+    driver.unstage(&staged).await.unwrap();
+    driver.snapshot(&volume.id, "much").await.unwrap();
+    assert_eq!(consistency(&ground, "much"), "clean");
+    ground.assert_clean();
+}
+
+/// A process in a mount namespace of its own that has `device` mounted at `target`.
+struct Elsewhere {
+    thread: JoinHandle<()>,
+    done: PathBuf,
+}
+
+impl Elsewhere {
+    fn mount(ground: &Ground, device: &Path, target: &Path) -> Self {
+        let (ready, done) = (ground.path().join("ready"), ground.path().join("done"));
+        let script = format!(
+            "mount -t ext4 {device} {target} && echo kept > {target}/file && touch {ready} && \
+             for i in $(seq 600); do [ -e {done} ] && break; sleep 0.05; done",
+            device = device.display(),
+            target = target.display(),
+            ready = ready.display(),
+            done = done.display(),
+        );
+        let thread = std::thread::spawn(move || {
+            run("unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
+        });
+        let end = Instant::now() + Duration::from_secs(20);
+        while !ready.exists() {
+            assert!(Instant::now() < end, "the other namespace does not come up");
+            std::thread::yield_now();
+        }
+        Self { thread, done }
+    }
+
+    fn end(self) {
+        File::create(&self.done).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_mount_in_another_namespace_is_frozen_too_and_keeps_its_volume() {
+    let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    let elsewhere = Elsewhere::mount(&ground, &staged.device, &ground.folder("private"));
+    driver.host.mounts.unmount(&staged.target, Unmount::Normal).unwrap();
+
+    let snapshot = driver.snapshot(&volume.id, "s").await.unwrap();
+    assert_eq!(consistency(&ground, "s"), "frozen");
+    let fault = driver.delete(&volume.id).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition);
+    assert!(fault.to_string().contains("private"), "{fault}");
+    use larder_model::Connect;
+    let cx = larder_model::Cx::new();
+    let attachment = Some(&staged.attachment);
+    let fault = driver.backend.disconnect(&volume.id, attachment, &cx).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+    elsewhere.end();
+
+    let copy = restored(&driver, &snapshot.id, FsType::Ext4).await;
+    assert_eq!(std::fs::read_to_string(copy.target.join("file")).unwrap(), "kept\n");
+    driver.unstage(&copy).await.unwrap();
+    driver.backend.disconnect(&volume.id, attachment, &cx).await.unwrap();
+    ground.assert_clean();
+}
+
+#[tokio::test]
+async fn a_mount_that_is_hidden_is_not_mistaken_for_what_hides_it() {
+    let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    let target = staged.target.display().to_string();
+    run("mount", &["-t", "tmpfs", "none", &target]);
+    let fault = driver.snapshot(&volume.id, "s").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition);
+    assert!(fault.to_string().contains("cannot be reached"), "{fault}");
+    driver.host.mounts.unmount(&staged.target, Unmount::Normal).unwrap();
+    driver.snapshot(&volume.id, "s").await.unwrap();
+    driver.unstage(&staged).await.unwrap();
+    ground.assert_clean();
+}
+
+#[tokio::test]
+async fn the_file_system_that_holds_a_pool_is_never_frozen() {
+    let ground = Ground::on(FsType::Xfs, Bytes::gib(2));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(256))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    // The volume's file system becomes a pool itself.
+    let nested = ground.pool_path("nested");
+    ground.mount(&staged.device, FsType::Ext4, &nested, &[]);
+    use larder_model::Backend;
+    driver.backend.stop().await;
+    let driver = ground.driver().await;
+    let fault = driver.snapshot(&volume.id, "s").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+    assert!(ground.left_over().iter().all(|left| !left.contains("creating")));
+    std::fs::write(nested.join("still-writable"), "x").unwrap();
+    driver.host.mounts.unmount(&nested, Unmount::Normal).unwrap();
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_process_killed_while_it_holds_writes_back_lets_them_go_on(
+    #[values(FsType::Ext4, FsType::Xfs, FsType::Btrfs)] fs: FsType,
+) {
+    let ground = Ground::on(FsType::Xfs, Bytes::gib(2));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("v", fs.as_str(), size(fs))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    write_files(&staged.target, 1);
+    let writer = Writer::in_files(&staged.target);
+    use larder_model::Backend;
+    driver.backend.stop().await;
+    let mut killed = 0;
+    for step in 1.. {
+        let output = support::operate::run(&ground.path(), &["cut", "v", "s"], Some(step));
+        // Long before the watchdog's deadline.
+        writer.goes_on(Duration::from_secs(10));
+        if output.code() == Some(0) {
+            break;
+        }
+        assert_eq!(output.code(), None, "not killed: {}", output.stderr);
+        killed += 1;
+    }
+    assert!(killed > 5, "only {killed} steps");
+    let driver = ground.driver().await;
+    assert!(ground.left_over().iter().all(|left| !left.contains("creating")));
+    let id = SnapshotId::new("default".parse().unwrap(), "s".parse().unwrap());
+    let copy = restored(&driver, &id, fs).await;
+    assert_files(&copy.target, 1);
+    driver.unstage(&copy).await.unwrap();
+    drop(writer);
+    driver.unstage(&staged).await.unwrap();
+    ground.assert_clean();
+}
+
+#[tokio::test]
+async fn a_copy_that_takes_longer_than_the_freeze_is_thrown_away() {
+    let mut ground = Ground::on(FsType::Ext4, Bytes::gib(2));
+    ground.limits = FreezeLimits { deadline: Duration::from_millis(1), copied: Bytes::gib(1) };
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(600))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    let much = staged.target.join("much");
+    std::fs::write(&much, support::pattern(1, 300 << 20)).unwrap();
+    File::open(&much).unwrap().sync_all().unwrap();
+    let writer = Writer::in_files(&staged.target);
+    let fault = driver.snapshot(&volume.id, "s").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Deadline, "{fault}");
+    writer.goes_on(Duration::from_secs(10));
+    drop(writer);
+    let id = VolumeId::new("default".parse().unwrap(), "v".parse().unwrap());
+    assert_eq!(id, volume.id);
+    driver.unstage(&staged).await.unwrap();
+    ground.assert_clean();
+}
