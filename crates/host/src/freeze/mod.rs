@@ -90,6 +90,11 @@ impl Freezer {
                 for place in &places {
                     protect::refuse(&place.path, place.device, &never)?;
                 }
+                // Writers wait while a freeze writes out what is dirty: most of it goes now. What
+                // cannot be written fails the freeze itself.
+                for place in &places {
+                    let _ = rustix::fs::syncfs(&place.directory);
+                }
                 let record = record::Record::new(&places, deadline);
                 let path = record.write(record_dir)?;
                 let running = watchdog::Watchdog::start(watchdog, &path, places, deadline)?;

@@ -19,11 +19,18 @@ pub(super) fn file_system_of(file: &File) -> Result<MountEntry> {
     let stat =
         rustix::fs::statx(file, "", at, StatxFlags::MNT_ID).map_err(|e| io_fault(what, e))?;
     let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Fault::io(what, e))?;
-    let table = parse_mountinfo(&text).ok_or_else(|| Fault::internal(what))?;
-    table
-        .into_iter()
-        .find(|m| m.id == stat.stx_mnt_id)
-        .ok_or_else(|| Fault::internal(format!("{what}: it is on no mount of this namespace")))
+    let find = |table: Vec<MountEntry>| table.into_iter().find(|m| m.id == stat.stx_mnt_id);
+    if let Some(mount) = find(parse_mountinfo(&text).ok_or_else(|| Fault::internal(what))?) {
+        return Ok(mount);
+    }
+    // Reached through /proc/PID/root: ids of mounts are unique on the machine.
+    for pid in crate::mounts::users::processes()? {
+        let text = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        if let Some(mount) = parse_mountinfo(&text).and_then(find) {
+            return Ok(mount);
+        }
+    }
+    Err(Fault::internal(format!("{what}: it is on no mount of any namespace")))
 }
 
 /// Refuses to freeze file system `device` (mounted at `path`) if any of `never` lies on it, directly

@@ -49,7 +49,7 @@ fn kernel_name(device: DeviceId) -> Option<String> {
     Some(link.file_name()?.to_str()?.to_owned())
 }
 
-pub(super) fn processes() -> Result<Vec<u32>> {
+pub(crate) fn processes() -> Result<Vec<u32>> {
     let what = "list the processes of this machine";
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").map_err(|e| Fault::io(what, e))? {
