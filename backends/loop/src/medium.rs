@@ -290,7 +290,11 @@ impl Medium for LoopMedium {
         cx.step("grow the image")?;
         match shape.allocation {
             Allocation::Sparse => image::grow(&image.path, size)?,
-            Allocation::Preallocated => image::grow_preallocated(&image.path, size)?,
+            Allocation::Preallocated => {
+                // What the workload gave back (discard) is part of the promise as well.
+                image::reserve_all(&image.path)?;
+                image::grow_preallocated(&image.path, size)?
+            }
         };
         Ok(())
     }
@@ -377,6 +381,13 @@ impl Medium for LoopMedium {
             block: request.capability.is_block(),
             direct_io_safe: direct_io_is_safe(&below(pool).fs),
         };
+        if shape.allocation == Allocation::Preallocated && !wanted.read_only {
+            cx.step("reserve what the workload gave back")?;
+            // The volume is worth more than the promise: without the space it works as a sparse one.
+            if let Err(fault) = image::reserve_all(&image.path) {
+                tracing::warn!(volume = %volume.id, "cannot reserve its space again: {fault}");
+            }
+        }
         devices::attach(&self.host, &image, wanted, cx)
     }
 

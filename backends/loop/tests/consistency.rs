@@ -1,9 +1,10 @@
 //! Copies of volumes that are in use are one moment of their write stream.
 
+#![allow(clippy::unwrap_used, reason = "what fails here is the test")]
+
 mod support;
 
 use larder_backend_loop::FreezeLimits;
-use larder_host::Unmount;
 use larder_model::{Bytes, FsType, Kind, SnapshotId, VolumeId};
 use rstest::rstest;
 use std::{
@@ -213,10 +214,9 @@ async fn where_blocks_cannot_be_shared_nothing_is_copied_that_does_not_hold_stil
     let raw = driver.create(&Ask::block("raw", Bytes::mib(16))).await.unwrap();
     let (_, attachment) = driver.block(&raw).await.unwrap();
     let clone_raw = Ask::block("c", Bytes::ZERO).clone_of(&raw.id);
-    for refused in [
-        driver.snapshot(&raw.id, "s").await.map(drop),
-        driver.create(&clone_raw).await.map(drop),
-    ] {
+    for refused in
+        [driver.snapshot(&raw.id, "s").await.map(drop), driver.create(&clone_raw).await.map(drop)]
+    {
         let fault = refused.unwrap_err();
         assert_eq!(fault.kind(), Kind::Precondition);
         assert!(fault.to_string().contains("raw block"), "{fault}");
@@ -254,9 +254,12 @@ struct Elsewhere {
 impl Elsewhere {
     fn mount(ground: &Ground, device: &Path, target: &Path) -> Self {
         let (ready, done) = (ground.path().join("ready"), ground.path().join("done"));
+        // The copies of other tests' mounts would keep their devices.
         let script = format!(
-            "mount -t ext4 {device} {target} && echo kept > {target}/file && touch {ready} && \
+            "for m in $(grep -o ' /tmp/larder[^ ]*' /proc/self/mountinfo | grep -v {ground}); do \
+             umount -l $m; done; mount -t ext4 {device} {target} && echo kept > {target}/file && touch {ready} && \
              for i in $(seq 600); do [ -e {done} ] && break; sleep 0.05; done",
+            ground = ground.path().display(),
             device = device.display(),
             target = target.display(),
             ready = ready.display(),
@@ -286,7 +289,7 @@ async fn a_mount_in_another_namespace_is_frozen_too_and_keeps_its_volume() {
     let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
     let staged = driver.stage(&volume).await.unwrap();
     let elsewhere = Elsewhere::mount(&ground, &staged.device, &ground.folder("private"));
-    driver.host.mounts.unmount(&staged.target, Unmount::Normal).unwrap();
+    driver.unmount(&staged.target).await.unwrap();
 
     let snapshot = driver.snapshot(&volume.id, "s").await.unwrap();
     assert_eq!(consistency(&ground, "s"), "frozen");
@@ -318,7 +321,7 @@ async fn a_mount_that_is_hidden_is_not_mistaken_for_what_hides_it() {
     let fault = driver.snapshot(&volume.id, "s").await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Precondition);
     assert!(fault.to_string().contains("cannot be reached"), "{fault}");
-    driver.host.mounts.unmount(&staged.target, Unmount::Normal).unwrap();
+    driver.unmount(&staged.target).await.unwrap();
     driver.snapshot(&volume.id, "s").await.unwrap();
     driver.unstage(&staged).await.unwrap();
     ground.assert_clean();
@@ -340,7 +343,8 @@ async fn the_file_system_that_holds_a_pool_is_never_frozen() {
     assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
     assert!(ground.left_over().iter().all(|left| !left.contains("creating")));
     std::fs::write(nested.join("still-writable"), "x").unwrap();
-    driver.host.mounts.unmount(&nested, Unmount::Normal).unwrap();
+    driver.backend.stop().await;
+    driver.unmount(&nested).await.unwrap();
 }
 
 #[rstest]
@@ -358,13 +362,12 @@ async fn a_process_killed_while_it_holds_writes_back_lets_them_go_on(
     driver.backend.stop().await;
     let mut killed = 0;
     for step in 1.. {
-        let output = support::operate::run(&ground.path(), &["cut", "v", "s"], Some(step));
+        let ended = support::operate::run(&ground.path(), &["cut", "v", "s"], Some(step));
         // Long before the watchdog's deadline.
         writer.goes_on(Duration::from_secs(10));
-        if output.code() == Some(0) {
+        if ended {
             break;
         }
-        assert_eq!(output.code(), None, "not killed: {}", output.stderr);
         killed += 1;
     }
     assert!(killed > 5, "only {killed} steps");

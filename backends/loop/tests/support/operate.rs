@@ -4,13 +4,13 @@
 //!
 //! Tests run it to kill it: with `LARDER_CRASH_AT=N` in its environment it dies at its N-th step, as
 //! by `kill -9`. `ROOT/pools/*` are the pools.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this program is a part of the tests")]
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+mod ground;
 
+use ground::{Ask, Driver, Ground};
 use larder_model::{Backend, Bytes, Connect, Cx, Provision, Result, SnapshotId, VolumeId};
 use std::process::ExitCode;
-use support::{Ask, Driver, Ground};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     }
     let args: Vec<String> = args.filter_map(|a| a.into_string().ok()).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build() else {
+    let Ok(runtime) =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+    else {
         return ExitCode::FAILURE;
     };
     let done = runtime.block_on(async {
