@@ -12,7 +12,7 @@ use larder_model::{
     AccessType, Bytes, Fault, Kind, Result, VolumeId,
     volume::{HealthEntry, HealthStatus, VolumeUsage},
 };
-use larder_pool::{Entry, Pool};
+use larder_pool::{Entry, Origin, Pool};
 use std::path::Path;
 
 /// Refuses raw block access with `kind`: a caller's mistake at creation, a state at stage.
@@ -34,12 +34,26 @@ pub(crate) fn is_beneath(pool: &Pool, volume: &Entry) -> Result<()> {
         true => beneath::Mounts::Allowed,
         false => beneath::Mounts::Refused,
     };
-    let during = |fault: Fault| fault.during(format!("use volume {}", volume.id));
-    let relative = volume
-        .data
+    directory(pool, &volume.data, mounts)
+        .map_err(|fault| fault.during(format!("use volume {}", volume.id)))
+}
+
+/// As [`is_beneath`], for what a new volume is made from.
+pub(crate) fn origin_is_beneath(origin: &Origin) -> Result<()> {
+    match origin {
+        Origin::Volume(pool, volume) => is_beneath(pool, volume),
+        Origin::Snapshot(pool, snapshot) => {
+            directory(pool, &snapshot.data, beneath::Mounts::Refused)
+                .map_err(|fault| fault.during(format!("use snapshot {}", snapshot.id)))
+        }
+    }
+}
+
+fn directory(pool: &Pool, data: &Path, mounts: beneath::Mounts) -> Result<()> {
+    let relative = data
         .strip_prefix(pool.path())
-        .map_err(|_| Fault::internal(format!("find {} in its pool", volume.data.display())))?;
-    beneath::directory(pool.path(), relative, mounts).map(drop).map_err(during)
+        .map_err(|_| Fault::internal(format!("find {} in its pool", data.display())))?;
+    beneath::directory(pool.path(), relative, mounts).map(drop)
 }
 
 /// The size that an administrator's directory is held to; zero: none.
@@ -91,6 +105,13 @@ pub(crate) fn usage(dir: &Directories, pool: &Pool, volume: &Entry) -> Result<Op
 
 /// What is wrong with a volume whose directory exists.
 pub(crate) fn health(dir: &Directories, pool: &Pool, volume: &Entry) -> Vec<HealthEntry> {
+    if let Err(fault) = is_beneath(pool, volume) {
+        return vec![HealthEntry {
+            status: HealthStatus::Inaccessible,
+            reason: "DirectoryReplaced",
+            message: fault.to_string(),
+        }];
+    }
     if volume.is_static {
         return Vec::new();
     }

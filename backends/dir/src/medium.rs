@@ -165,6 +165,7 @@ impl Directories {
 
     /// Puts the limits of an existing volume in force, where its file system still (or again) can.
     fn enforce(&self, pool: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {
+        check::is_beneath(pool, volume)?;
         if volume.is_static {
             return Ok(());
         }
@@ -283,6 +284,7 @@ impl Medium for Directories {
         let data = folder.join(DATA);
         let planned: Value = plan.medium()?;
         let ground = Ground::of(pool)?;
+        check::origin_is_beneath(origin)?;
         let by_snapshot = ground.copies == Copies::Subvolumes
             && ground.is_same_file_system(Ground::of(origin.pool())?)
             && btrfs::is_subvolume(origin.data())?;
@@ -306,6 +308,7 @@ impl Medium for Directories {
     fn cut(&self, pool: &Pool, volume: &Entry, folder: &Path, cx: &Cx) -> Result<SnapshotFacts> {
         let data = folder.join(DATA);
         let ground = Ground::of(pool)?;
+        check::is_beneath(pool, volume)?;
         let consistency =
             if ground.copies == Copies::Subvolumes && btrfs::is_subvolume(&volume.data)? {
                 cx.step("snapshot the subvolume")?;

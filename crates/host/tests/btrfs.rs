@@ -160,6 +160,20 @@ fn a_limit_is_enforced_and_counted() {
 }
 
 #[test]
+fn a_limit_is_found_among_hundreds() {
+    let (_scratch, pool) = pool();
+    btrfs::enable_quota(&pool).unwrap();
+    let at = |n: u64| pool.join(format!("v{n}"));
+    for n in 1..=200 {
+        btrfs::create_subvolume(&at(n)).unwrap();
+        btrfs::set_limit(&at(n), Some(Bytes::mib(n))).unwrap();
+    }
+    for n in 1..=200 {
+        assert_eq!(btrfs::usage(&at(n)).unwrap().total, Bytes::mib(n));
+    }
+}
+
+#[test]
 fn a_deleted_subvolume_leaves_no_qgroup_behind() {
     let (_scratch, pool) = pool();
     btrfs::enable_quota(&pool).unwrap();

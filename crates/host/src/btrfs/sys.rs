@@ -289,6 +289,25 @@ const QGROUP_LIMIT_ITEM: u32 = 244;
 /// # Errors
 /// `ENOENT` while quota accounting is off.
 pub(super) fn qgroup(dir: impl AsFd, id: u64) -> Result<Option<Qgroup>> {
+    // generation, referenced, …
+    let Some(referenced) = quota_item(dir.as_fd(), QGROUP_INFO, id, |item| number(item, 8))? else {
+        return Ok(None);
+    };
+    // flags, max_referenced, …
+    let limit = quota_item(dir, QGROUP_LIMIT_ITEM, id, |item| {
+        (number(item, 0)? & 1 != 0).then(|| number(item, 8))?
+    })?;
+    Ok(Some(Qgroup { referenced, limit }))
+}
+
+/// Looks up one item of the quota tree. Exactly one: a search returns everything between two keys,
+/// which for two kinds of items of one qgroup would be the items of all others.
+fn quota_item<T>(
+    dir: impl AsFd,
+    kind: u32,
+    id: u64,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Option<T>> {
     let mut args = Search {
         tree: QUOTA_TREE,
         min_object: 0,
@@ -297,42 +316,19 @@ pub(super) fn qgroup(dir: impl AsFd, id: u64) -> Result<Option<Qgroup>> {
         max_offset: id,
         min_transid: 0,
         max_transid: u64::MAX,
-        min_type: QGROUP_INFO,
-        max_type: QGROUP_LIMIT_ITEM,
-        items: 64,
+        min_type: kind,
+        max_type: kind,
+        items: 1,
         unused: 0,
         unused64: [0; 4],
         buffer: [0; 4096 - 104],
     };
     update::<TREE_SEARCH, _>(dir, &mut args)?;
-    Ok(items(&args.buffer, args.items, id))
+    // A header (transid, object, offset: u64; type, length: u32), then the item.
+    Ok(if args.items == 0 { None } else { read(&args.buffer[32..]) })
 }
 
-/// Reads search results: headers (transid, object, offset: u64; type, length: u32), each followed by
-/// its item.
-fn items(buffer: &[u8], count: u32, id: u64) -> Option<Qgroup> {
-    let number = |at: usize| buffer.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
-    let short = |at: usize| buffer.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-    // Headers are in the machine's byte order, items in little-endian.
-    let native = |at: usize| buffer.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
-    let mut found: Option<Qgroup> = None;
-    let mut at = 0;
-    for _ in 0..count {
-        let (offset, kind) = (native(at + 16)?, short(at + 24)?);
-        let length = usize::try_from(short(at + 28)?).ok()?;
-        at += 32;
-        if offset == id {
-            match kind {
-                // generation, referenced, …
-                QGROUP_INFO => found.get_or_insert_default().referenced = number(at + 8)?,
-                // flags, max_referenced, …
-                QGROUP_LIMIT_ITEM if number(at)? & 1 != 0 => {
-                    found.get_or_insert_default().limit = Some(number(at + 8)?);
-                }
-                _ => {}
-            }
-        }
-        at += length;
-    }
-    found
+/// Items are little-endian.
+fn number(item: &[u8], at: usize) -> Option<u64> {
+    item.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes)
 }
