@@ -130,13 +130,15 @@ pub(crate) fn path(field: &str, value: String) -> Result<PathBuf> {
     optional_path(field, value)?.ok_or_else(|| missing(field))
 }
 
-/// A path at which a volume is said to be already. Where none can be, none is: `NotFound`, as
-/// csi-sanity asks (it looks for volumes at `some/path`).
+/// A path at which a volume is said to be already. No volume of ours is ever at a relative one:
+/// `NotFound`, as csi-sanity asks (it looks for volumes at `some/path`).
 pub(crate) fn place(field: &str, value: String) -> Result<PathBuf> {
-    if value.is_empty() {
-        return Err(missing(field));
+    let value = bounded(field, value, MAX_PATH)?;
+    if !value.is_empty() && !value.starts_with('/') {
+        return Err(Fault::not_found(format!("find a volume at {field} {}", quoted(&value)))
+            .hint("volumes are staged and published at absolute paths"));
     }
-    path(field, value).map_err(|fault| fault.with_kind(Kind::NotFound))
+    path(field, value)
 }
 
 /// A map of parameters or of a context.

@@ -2,7 +2,7 @@
 
 use crate::{
     message::{call, code, method, with},
-    support::{Rig, mountable},
+    support::{Rig, directories},
     tables,
     valid::{self, SNAPSHOT, VOLUME, map},
 };
@@ -92,7 +92,7 @@ async fn grouped(rig: &Rig) -> String {
 
 /// Stages the volume.
 async fn staged() -> Rig {
-    let rig = Rig::filled(mountable()).await;
+    let rig = Rig::filled(directories()).await;
     assert_eq!(ask(&rig, "NodeStageVolume", &[]).await, Code::Ok);
     rig
 }
@@ -421,7 +421,7 @@ async fn nodes(rpc: &str, condition: &str) -> Option<Proof> {
     let elsewhere = |rig: &Rig| text(rig.folder().join("pod/second").to_str().unwrap());
     Some(match (rpc, condition) {
         ("NodeStageVolume", "volume not found") => {
-            Seen(ask(&Rig::filled(mountable()).await, rpc, &nobody()).await)
+            Seen(ask(&Rig::filled(directories()).await, rpc, &nobody()).await)
         }
         ("NodeStageVolume", "already staged at path with different capability") => {
             let rig = staged().await;
@@ -430,24 +430,24 @@ async fn nodes(rpc: &str, condition: &str) -> Option<Proof> {
             Seen(ask(&rig, rpc, &[(path, mode(Mode::SingleNodeReaderOnly))]).await)
         }
         ("NodeStageVolume" | "NodePublishVolume", "capability not supported by volume") => {
-            let rig = Rig::filled(mountable()).await;
+            let rig = Rig::filled(directories()).await;
             let broken = Fault::precondition("connect volume: it has no raw device");
             rig.backend.inject("connect", Inject::Fail(broken));
             Seen(ask(&rig, "NodeStageVolume", &[]).await)
         }
         // kubelet repeats these for ever when they fail, and what is not there is not mounted.
         ("NodeUnstageVolume" | "NodeUnpublishVolume", "volume not found") => {
-            let rig = Rig::filled(mountable()).await;
+            let rig = Rig::filled(directories()).await;
             for unknown in ["default/nobody", "not an id of ours"] {
                 assert_eq!(ask(&rig, rpc, &[("volume_id", text(unknown))]).await, Code::Ok);
             }
             Deviates(Code::Ok)
         }
         ("NodeUnstageVolume", "not staged at that path") => {
-            Seen(ask(&Rig::filled(mountable()).await, rpc, &[]).await)
+            Seen(ask(&Rig::filled(directories()).await, rpc, &[]).await)
         }
         ("NodePublishVolume", "volume not found") => {
-            Seen(ask(&Rig::filled(mountable()).await, rpc, &nobody()).await)
+            Seen(ask(&Rig::filled(directories()).await, rpc, &nobody()).await)
         }
         ("NodePublishVolume", c) if c.starts_with("same target_path, other arguments") => {
             let rig = published().await;
@@ -457,7 +457,7 @@ async fn nodes(rpc: &str, condition: &str) -> Option<Proof> {
             Seen(ask(&rig, rpc, &[("readonly", Value::Bool(false))]).await)
         }
         ("NodePublishVolume", c) if c.starts_with("second target_path") => {
-            let rig = Rig::filled(mountable()).await;
+            let rig = Rig::filled(directories()).await;
             let path = "volume_capability.access_mode.mode";
             let alone = (path, mode(Mode::SingleNodeSingleWriter));
             let alone = std::slice::from_ref(&alone);
@@ -475,7 +475,7 @@ async fn nodes(rpc: &str, condition: &str) -> Option<Proof> {
             Seen(ask(&rig, rpc, &[("volume_path", elsewhere(&rig))]).await)
         }
         ("NodeExpandVolume", "capability not supported by volume") => {
-            let mut memory = mountable();
+            let mut memory = directories();
             memory.facts.access_modes = larder_model::AccessMode::SINGLE_NODE.to_vec();
             let rig = Rig::filled(memory).await;
             assert_eq!(ask(&rig, "NodeStageVolume", &[]).await, Code::Ok);
@@ -551,7 +551,7 @@ async fn a_second_target_is_refused_for_one_workload_only() {
         (Mode::SingleNodeMultiWriter, Code::Ok),
         (Mode::SingleNodeSingleWriter, Code::FailedPrecondition),
     ] {
-        let rig = Rig::filled(mountable()).await;
+        let rig = Rig::filled(directories()).await;
         let first = [(path, mode(number))];
         assert_eq!(ask(&rig, "NodeStageVolume", &first).await, Code::Ok);
         assert_eq!(ask(&rig, "NodePublishVolume", &first).await, Code::Ok);

@@ -354,9 +354,18 @@ async fn paths_are_absolute_and_stay_below_their_root() {
         if !field.name().contains("path") {
             continue;
         }
-        for wrong in ["a/b", "../a", "/a/../b", "/a/..", "/..", "/", "./a", &long_name] {
+        for wrong in ["/a/../b", "/a/..", "/..", "/", &long_name] {
             let value = Value::String(wrong.to_owned());
             calls.refused(method.name, &path, value, Code::InvalidArgument).await;
+        }
+        // Where a volume is said to be already, csi-sanity wants another code (docs/semantics.md).
+        let expected = match field.name() {
+            "volume_path" => Code::NotFound,
+            _ => Code::InvalidArgument,
+        };
+        for relative in ["a/b", "../a", "./a", "some/path"] {
+            let value = Value::String(relative.to_owned());
+            calls.refused(method.name, &path, value, expected).await;
         }
     }
 }

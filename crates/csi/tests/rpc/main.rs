@@ -10,11 +10,16 @@
     reason = "a test fails by panicking, also in its helpers"
 )]
 
+mod admin;
+mod codes;
+mod end_to_end;
 mod errors;
 mod life;
 mod limits;
 
 mod message;
+mod metadata;
+mod paging;
 mod required;
 mod support;
 mod tables;

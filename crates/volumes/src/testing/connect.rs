@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use larder_model::{
     Bytes, Connect, Cx, Fault, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Source},
-    volume::{FormatState, HealthEntry},
+    volume::{FormatState, HealthEntry, VolumeUsage},
 };
 
 #[async_trait]
@@ -55,6 +55,11 @@ impl Connect for MemoryBackend {
     async fn refresh_size(&self, id: &VolumeId, _: &Attachment, _: &Cx) -> Result<Bytes> {
         let work = async { self.store().volume(id).map(|v| v.volume.capacity) };
         self.injections.call("refresh_size", work).await
+    }
+
+    async fn usage(&self, id: &VolumeId) -> Result<Option<VolumeUsage>> {
+        let work = async { self.store().volume(id).map(|_| None) };
+        self.injections.call("usage", work).await
     }
 
     async fn node_health(&self, id: &VolumeId, _: Option<&Attachment>) -> Result<Vec<HealthEntry>> {

@@ -1,0 +1,180 @@
+//! A volume's whole life over a unix socket, with the calls of provisioner and kubelet.
+
+use crate::{
+    support::{Rig, devices, directories},
+    valid::{self, block},
+};
+use larder_host::{Usage, fake::FakeKernel};
+use larder_model::Bytes;
+use larder_proto::csi::{self, VolumeCapability, volume_usage::Unit};
+use larder_volumes::testing::Memory;
+use std::path::Path;
+
+/// Create, attach, stage, publish, measure, grow, and back. Every call twice, as callers do.
+async fn life(rig: &Rig, capability: VolumeCapability) {
+    let client = rig.remote().await;
+    let (mut controller, mut node) = (client.controller(), client.node());
+    let [staging, target] = ["staging", "pod/target"].map(|name| rig.path(name));
+    let volume_capability = Some(capability.clone());
+    let is_block = capability.access_type == block().access_type;
+
+    let mut volume = None;
+    for _ in 0..2 {
+        let create = csi::CreateVolumeRequest {
+            name: "pvc-1".to_owned(),
+            capacity_range: Some(csi::CapacityRange { required_bytes: 1 << 30, limit_bytes: 0 }),
+            volume_capabilities: vec![capability.clone()],
+            ..Default::default()
+        };
+        volume = controller.create_volume(create).await.unwrap().into_inner().volume;
+    }
+    let volume = volume.unwrap();
+    assert_eq!(volume.capacity_bytes, 1 << 30);
+    assert_eq!(volume.accessible_topology.len(), 1);
+    let volume_id = volume.volume_id.clone();
+
+    let mut publish_context = Default::default();
+    for _ in 0..2 {
+        let attach = csi::ControllerPublishVolumeRequest {
+            volume_id: volume_id.clone(),
+            node_id: valid::NODE.to_owned(),
+            volume_capability: volume_capability.clone(),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        let attached = controller.controller_publish_volume(attach).await.unwrap().into_inner();
+        publish_context = attached.publish_context;
+    }
+    for _ in 0..2 {
+        let stage = csi::NodeStageVolumeRequest {
+            volume_id: volume_id.clone(),
+            publish_context: publish_context.clone(),
+            staging_target_path: staging.clone(),
+            volume_capability: volume_capability.clone(),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        node.node_stage_volume(stage).await.unwrap();
+    }
+    for _ in 0..2 {
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: volume_id.clone(),
+            publish_context: publish_context.clone(),
+            staging_target_path: staging.clone(),
+            target_path: target.clone(),
+            volume_capability: volume_capability.clone(),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        node.node_publish_volume(publish).await.unwrap();
+    }
+    // The target is ours to make: a directory, or a file for a device.
+    let made = std::fs::symlink_metadata(&target).unwrap();
+    assert_eq!((made.is_dir(), made.is_file()), (!is_block, is_block));
+    let targets = rig.kernel.mounted().iter().filter(|at| *at == Path::new(&target)).count();
+    assert_eq!(targets, 1, "nothing is stacked: {:?}", rig.kernel.mounted());
+
+    rig.kernel.set_usage(
+        Path::new(&target),
+        Usage {
+            total: Bytes::new(1000),
+            available: Bytes::new(600),
+            used: Bytes::new(400),
+            inodes: 100,
+            inodes_free: 90,
+            inodes_used: 10,
+        },
+    );
+    let stats = csi::NodeGetVolumeStatsRequest {
+        volume_id: volume_id.clone(),
+        volume_path: target.clone(),
+        ..Default::default()
+    };
+    let stats = node.node_get_volume_stats(stats).await.unwrap().into_inner();
+    let usage: Vec<_> =
+        stats.usage.iter().map(|u| (u.unit(), u.total, u.used, u.available)).collect();
+    if is_block {
+        assert_eq!(usage, [(Unit::Bytes, 1 << 30, 0, 0)]);
+    } else {
+        assert_eq!(usage, [(Unit::Bytes, 1000, 400, 600), (Unit::Inodes, 100, 10, 90)]);
+    }
+    let condition = stats.volume_condition.unwrap();
+    assert!(!condition.abnormal, "{condition:?}");
+
+    // What is in use is not deleted.
+    let delete = csi::DeleteVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
+    let refused = controller.delete_volume(delete.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+
+    for _ in 0..2 {
+        let unpublish = csi::NodeUnpublishVolumeRequest {
+            volume_id: volume_id.clone(),
+            target_path: target.clone(),
+        };
+        node.node_unpublish_volume(unpublish).await.unwrap();
+    }
+    assert!(!Path::new(&target).exists(), "the target is ours to remove");
+    for _ in 0..2 {
+        let unstage = csi::NodeUnstageVolumeRequest {
+            volume_id: volume_id.clone(),
+            staging_target_path: staging.clone(),
+        };
+        node.node_unstage_volume(unstage).await.unwrap();
+    }
+    assert!(Path::new(&staging).is_dir(), "the staging path is the caller's");
+    assert_eq!(rig.kernel.mounted(), Vec::<std::path::PathBuf>::new());
+    for _ in 0..2 {
+        let detach = csi::ControllerUnpublishVolumeRequest {
+            volume_id: volume_id.clone(),
+            node_id: valid::NODE.to_owned(),
+            ..Default::default()
+        };
+        controller.controller_unpublish_volume(detach).await.unwrap();
+    }
+    for _ in 0..2 {
+        controller.delete_volume(delete.clone()).await.unwrap();
+    }
+    let left = controller.list_volumes(csi::ListVolumesRequest::default()).await.unwrap();
+    assert!(left.into_inner().entries.is_empty());
+    let busy = rig.driver.shutdown(crate::support::LONG).await;
+    assert!(busy.is_empty(), "{busy:?}");
+}
+
+#[tokio::test]
+async fn a_directory_lives_from_create_to_delete() {
+    life(&Rig::ready(directories()).await, valid::mounted()).await;
+}
+
+#[tokio::test]
+async fn a_device_is_formatted_mounted_and_let_go() {
+    let kernel = FakeKernel::new();
+    let rig = Rig::with(devices(&kernel), kernel, |_| {}).started().await;
+    life(&rig, valid::mounted()).await;
+    assert!(rig.kernel.attached().is_empty());
+}
+
+#[tokio::test]
+async fn a_raw_device_lives_from_create_to_delete() {
+    let kernel = FakeKernel::new();
+    let rig = Rig::with(devices(&kernel), kernel, |_| {}).started().await;
+    life(&rig, block()).await;
+}
+
+#[tokio::test]
+async fn many_drivers_are_served_by_one_process() {
+    let rigs = [Rig::ready(Memory::default()).await, Rig::ready(Memory::default()).await];
+    for rig in &rigs {
+        let client = rig.remote().await;
+        let create = csi::CreateVolumeRequest {
+            name: "same-name".to_owned(),
+            volume_capabilities: vec![valid::mounted()],
+            ..Default::default()
+        };
+        client.controller().create_volume(create).await.unwrap();
+    }
+    let busy = rigs[0].driver.shutdown(crate::support::LONG).await;
+    assert!(busy.is_empty());
+    let client = larder_csi::Client::connect(&rigs[1].endpoint()).unwrap();
+    let probe = client.identity().probe(csi::ProbeRequest {}).await.unwrap();
+    assert_eq!(probe.into_inner().ready, Some(true));
+}
