@@ -4,12 +4,8 @@
 //! where that happens and nothing else.
 
 use crate::{
-    claims::Claims,
-    config::PoolConfig,
-    medium::Medium,
-    owner::OwnerNote,
-    places::Places,
-    pool::{Entry, Pool},
+    claims::Claims, config::PoolConfig, entry::Entry, medium::Medium, owner::OwnerNote,
+    places::Places, pool::Pool,
 };
 use async_trait::async_trait;
 use larder_host::{Host, blocking};
@@ -119,8 +115,8 @@ impl<M: Medium> Backend for LocalBackend<M> {
     fn parameters(&self) -> &'static [Parameter] {
         self.0.medium.parameters()
     }
-    async fn start(&self, _cx: &Cx) -> Result<()> {
-        self.0.places.start().await
+    async fn start(&self, cx: &Cx) -> Result<()> {
+        self.0.places.start(cx).await
     }
     async fn stop(&self) {
         let stopped = self.run(|core| {

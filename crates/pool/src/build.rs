@@ -21,8 +21,8 @@
 //!
 //! The fsync of `creating/volume-x` itself is not needed for any of these, so a creation costs one
 //! durable record and not two. A rename is atomic on all of them: the folder is never in both places.
-//! The system tests cut the power (copy the disk of a mounted file system) after each
-//! acknowledgement and look.
+//! The tests cut the power (they copy the disk of a mounted file system, at each step and
+//! after each acknowledgement) and look.
 
 use crate::{
     catalog::Record,
@@ -157,14 +157,17 @@ pub(crate) fn raze<M: Medium>(
             Err(e) => Err(Fault::io(format!("move {} aside", place.display()), e)),
         })?;
         pool.catalog().remove(shelf, native);
-        if moved {
-            durable::sync_dir(&pool.path().join(DELETING))?;
-            durable::sync_dir(&shelf.folder(pool.path()))?;
-        } else {
+        if !moved {
             tracing::warn!("{} vanished before its deletion", place.display());
         }
     }
-    for grave in recover::graves_of(pool, shelf, native)? {
+    let graves = recover::graves_of(pool, shelf, native)?;
+    if !graves.is_empty() {
+        cx.step("make its deletion durable")?;
+        durable::sync_dir(&pool.path().join(DELETING))?;
+        durable::sync_dir(&shelf.folder(pool.path()))?;
+    }
+    for grave in graves {
         cx.step("remove its data")?;
         recover::bury(medium, pool, &grave, cx)?;
     }

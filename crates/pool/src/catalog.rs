@@ -9,22 +9,23 @@
 //! again at each use, so a restored record works without a restart.
 
 use crate::{
-    layout::{RECORD, Shelf},
-    record::{SnapshotRecord, VolumeRecord, parse},
+    layout::{IDENTITY, RECORD, Shelf},
+    record::{SnapshotRecord, Versioned, VolumeRecord, parse},
 };
 use larder_model::{Bytes, Fault, Native, Result};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use std::{
     collections::BTreeMap,
     fmt,
-    io::ErrorKind,
+    fs::File,
+    io::{ErrorKind, Read},
     ops::Bound,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// What is common to both sorts of records.
-pub(crate) trait Record: Serialize + DeserializeOwned {
+pub(crate) trait Record: Serialize + Versioned {
     const SHELF: Shelf;
     fn size(&self) -> Bytes;
     /// The volume it was cut from.
@@ -116,6 +117,11 @@ impl Catalog {
             snapshots: Mutex::new(load_shelf::<SnapshotRecord>(pool)?),
         };
         Ok(Self { pool: pool.to_owned(), memory: Some(memory) })
+    }
+
+    /// Whether answers come from memory.
+    pub(crate) fn in_memory(&self) -> bool {
+        self.memory.is_some()
     }
 
     fn rows(&self, shelf: Shelf) -> Option<MutexGuard<'_, Rows>> {
@@ -284,7 +290,7 @@ fn whole<R: Record>(record: &R, text: Vec<u8>) -> Row {
 /// The record in the folder `place`; None when there is no such folder.
 pub(crate) fn read_record<R: Record>(place: &Path) -> Result<Option<(R, Vec<u8>)>> {
     let path = place.join(RECORD);
-    match std::fs::read(&path) {
+    match read_small(&path) {
         Ok(text) => Ok(Some((parse(&path, &text)?, text))),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             match place.symlink_metadata() {
@@ -298,16 +304,35 @@ pub(crate) fn read_record<R: Record>(place: &Path) -> Result<Option<(R, Vec<u8>)
     }
 }
 
+/// The contents of a file that is small: three system calls, where [`std::fs::read`] makes five.
+fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut buffer = [0; 8192];
+    let mut file = File::open(path)?;
+    let n = file.read(&mut buffer)?;
+    // A regular file gives less than was asked for only at its end.
+    if n < buffer.len() { Ok(buffer[..n].to_vec()) } else { std::fs::read(path) }
+}
+
 /// The names on a shelf. What cannot be a name of ours is not our business.
 pub(crate) fn names(folder: &Path) -> Result<Vec<Native>> {
     let io = |e| Fault::io(format!("list {}", folder.display()), e);
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
+    let entries = match std::fs::read_dir(folder) {
+        // A pool that was never opened for writing has no such folder.
+        Err(e) if e.kind() == ErrorKind::NotFound && has_identity(folder) => return Ok(names),
+        entries => entries.map_err(io)?,
+    };
+    for entry in entries {
         if let Some(Ok(native)) = entry.map_err(io)?.file_name().to_str().map(str::parse) {
             names.push(native);
         }
     }
     Ok(names)
+}
+
+/// Whether the pool that should hold `folder` is there.
+fn has_identity(folder: &Path) -> bool {
+    folder.parent().is_some_and(|pool| pool.join(IDENTITY).exists())
 }
 
 /// Reads all records of a shelf, in several threads: one open and read each is all there is to do.

@@ -1,11 +1,6 @@
 //! What is wrong: with a volume, with a pool.
 
-use crate::{
-    backend::Core,
-    layout::Shelf,
-    medium::Medium,
-    pool::{Entry, Pool},
-};
+use crate::{backend::Core, entry::Entry, layout::Shelf, medium::Medium, pool::Pool};
 use larder_model::{
     Bytes, Fault, Kind, PoolName, Result, VolumeId,
     volume::{HealthEntry, HealthStatus, PoolStatus, StorageHealth},

@@ -4,7 +4,10 @@
 //! Nothing is ever created or deleted in a directory without it. It is written once, by [`init`],
 //! before anything else, and never replaced.
 
-use crate::{layout::IDENTITY, record::parse};
+use crate::{
+    layout::IDENTITY,
+    record::{Versioned, parse},
+};
 use larder_host::durable;
 use larder_model::{Fault, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -32,6 +35,12 @@ pub struct Identity {
     /// Fields of later releases.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
+}
+
+impl Versioned for Identity {
+    fn format(&self) -> u32 {
+        self.format
+    }
 }
 
 /// A file as the kernel tells it from others: device and inode.

@@ -14,6 +14,7 @@
 //! | [`identity`] | what proves that a directory is a pool |
 //! | [`owner`] | which process owns a pool |
 //! | [`record`] | what is written beside each volume and snapshot, and its format versions |
+//! | [`entry`] | a volume or snapshot as a medium sees it |
 //! | [`pool`] | an open pool; away and back |
 //! | `layout` | names inside a pool |
 //! | `places` | the configured pools, start and hand-over |
@@ -29,6 +30,7 @@ mod build;
 mod catalog;
 mod claims;
 pub mod config;
+pub mod entry;
 mod health;
 pub mod identity;
 mod layout;
@@ -47,8 +49,9 @@ mod volumes;
 
 pub use backend::LocalBackend;
 pub use config::{MountRule, PoolConfig};
+pub use entry::{Entry, SnapshotEntry};
 pub use identity::{Identity, init, read as identity};
 pub use medium::{Medium, Origin, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
 pub use owner::{OwnerNote, owner};
-pub use pool::{Entry, Pool, SnapshotEntry};
+pub use pool::Pool;
 pub use record::{Access, SnapshotRecord, SourceRef, VolumeRecord};

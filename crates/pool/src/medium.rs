@@ -24,7 +24,8 @@
 
 use crate::{
     config::PoolConfig,
-    pool::{Entry, Pool, SnapshotEntry},
+    entry::{Entry, SnapshotEntry},
+    pool::Pool,
     record::medium_value,
 };
 use larder_model::{

@@ -40,13 +40,15 @@ impl fmt::Display for OwnerNote {
     }
 }
 
-/// Takes the pool; `Err(note)` when somebody else has it.
+/// Takes the pool; says whether the last owner has left it with [`leave`]. `Err(note)` when
+/// somebody else has it.
 pub(crate) fn take(
     pool: &Path,
     note: &OwnerNote,
-) -> Result<std::result::Result<FileLock, Option<OwnerNote>>> {
+) -> Result<std::result::Result<(FileLock, bool), Option<OwnerNote>>> {
     let path = owner_lock(pool);
     let Some(lock) = FileLock::try_exclusive(&path)? else { return Ok(Err(read_note(&path))) };
+    let clean = lock::holder(&path).is_some_and(|holder| holder == Holder::default());
     // A full disk must not keep a pool from being served, and emptied.
     if let Err(fault) = lock.announce(&Holder {
         pid: note.pid,
@@ -55,7 +57,14 @@ pub(crate) fn take(
     }) {
         tracing::warn!(pool = %pool.display(), "cannot note the owner in the lock: {fault}");
     }
-    Ok(Ok(lock))
+    Ok(Ok((lock, clean)))
+}
+
+/// Notes that the owner goes, with everything done and durable.
+pub(crate) fn leave(lock: &FileLock) {
+    if let Err(fault) = lock.announce(&Holder::default()) {
+        tracing::warn!("cannot note that the pool was left in order: {fault}");
+    }
 }
 
 fn read_note(lock: &Path) -> Option<OwnerNote> {
@@ -77,8 +86,11 @@ pub fn owner(path: &Path) -> Result<Option<OwnerNote>> {
         Ok(false) => return Ok(None),
         Err(e) => return Err(Fault::io(format!("look at {}", file.display()), e)),
     }
-    Ok(match FileLock::try_shared(&file)? {
-        Some(_free) => None,
-        None => Some(read_note(&file).unwrap_or_default()),
-    })
+    match FileLock::try_shared(&file) {
+        Ok(Some(_free)) => Ok(None),
+        Ok(None) => Ok(Some(read_note(&file).unwrap_or_default())),
+        // Nobody can hold a lock there.
+        Err(_) if larder_host::filesystems::is_read_only(path).unwrap_or(false) => Ok(None),
+        Err(fault) => Err(fault),
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
     recover,
 };
 use larder_host::Host;
-use larder_model::{Fault, Kind, PoolName, Result};
+use larder_model::{Cx, Fault, Kind, PoolName, Result};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -115,7 +115,7 @@ impl<M: Medium> Places<M> {
                 return Err(fault.clone());
             }
         }
-        match self.open(name, place, false) {
+        match self.open(name, place, false, &Cx::new()) {
             Ok(Opening::Open(pool)) => Ok(pool),
             Ok(Opening::Busy(note)) => {
                 let fault = Fault::unavailable(format!(
@@ -130,7 +130,7 @@ impl<M: Medium> Places<M> {
     }
 
     /// One attempt to open; notes the outcome in the place.
-    fn open(&self, name: &PoolName, place: &Place, create: bool) -> Result<Opening> {
+    fn open(&self, name: &PoolName, place: &Place, create: bool, cx: &Cx) -> Result<Opening> {
         let known = place.state().known;
         let opener = Opener {
             medium: &*self.medium,
@@ -151,7 +151,7 @@ impl<M: Medium> Places<M> {
             }
             let opening = opener.open(identity, file)?;
             if let Opening::Open(pool) = &opening {
-                recover::begin(&self.medium, pool)?;
+                recover::begin(&self.medium, pool, cx)?;
             }
             Ok(opening)
         };
@@ -169,6 +169,9 @@ impl<M: Medium> Places<M> {
                 Ok(opening)
             }
             Err(fault) => {
+                if fault.is_simulated_crash() {
+                    return Err(fault);
+                }
                 let fault = fault.with_kind(Kind::Unavailable);
                 let mut state = place.state();
                 if state.away.as_ref().map(Fault::to_string) != Some(fault.to_string()) {
@@ -181,30 +184,29 @@ impl<M: Medium> Places<M> {
     }
 
     /// One attempt of the start to open a pool: `Some(owner)` while another process has it.
-    fn try_start(&self, name: &PoolName) -> Option<OwnerNote> {
-        let place = self.places.get(name)?;
+    fn try_start(&self, name: &PoolName, cx: &Cx) -> Result<Option<OwnerNote>> {
+        let Some(place) = self.places.get(name) else { return Ok(None) };
         let _once = place.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let opening = self.open(name, place, place.config.create);
-        if let Ok(Opening::Busy(note)) = opening {
-            return Some(note.unwrap_or_default());
+        match self.open(name, place, place.config.create, cx) {
+            Ok(Opening::Busy(note)) => return Ok(Some(note.unwrap_or_default())),
+            Err(fault) if fault.is_simulated_crash() => return Err(fault),
+            // What is away now is opened by the first call after it came back.
+            Ok(Opening::Open(_)) | Err(_) => {}
         }
-        // What is away now is opened by the first call after it came back.
         place.state().serving = true;
-        None
+        Ok(None)
     }
 
     /// Opens every pool, waiting for predecessors to let go.
-    pub(crate) async fn start(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn start(self: &Arc<Self>, cx: &Cx) -> Result<()> {
         let names: Vec<_> = self.names().cloned().collect();
         for name in names {
             let begun = Instant::now();
             let mut said: Option<Instant> = None;
             loop {
-                let (this, pool) = (self.clone(), name.clone());
-                let Some(owner) = larder_host::blocking(move || Ok(this.try_start(&pool))).await?
-                else {
-                    break;
-                };
+                let (this, pool, cx) = (self.clone(), name.clone(), cx.clone());
+                let attempt = larder_host::blocking(move || this.try_start(&pool, &cx));
+                let Some(owner) = attempt.await? else { break };
                 if said.is_none_or(|said| said.elapsed() >= HANDOVER_LOG) {
                     said = Some(Instant::now());
                     let waited = begun.elapsed().as_secs();
@@ -221,7 +223,9 @@ impl<M: Medium> Places<M> {
         for (name, place) in &self.places {
             let _once = place.opening.lock().unwrap_or_else(PoisonError::into_inner);
             let mut state = place.state();
-            state.pool = None;
+            if let Some(pool) = state.pool.take() {
+                pool.close();
+            }
             state.serving = false;
             state.away =
                 Some(Fault::unavailable(format!("use pool {name}: the driver is stopping")));

@@ -19,15 +19,15 @@
 use crate::{
     catalog::{Catalog, Record},
     config::{MountRule, PoolConfig},
+    entry::{Entry, SnapshotEntry},
     identity::{self, FileId, Identity},
     layout::{FOLDERS, IDENTITY, RECORD, SCRATCH, STATIC, STATIC_RECORD, Shelf, owner_lock},
     medium::{Medium, PoolTraits},
     owner::{self, OwnerNote},
-    record::{SnapshotRecord, VolumeRecord, medium_value},
+    record::{SnapshotRecord, VolumeRecord},
 };
 use larder_host::{Host, durable, filesystems::is_read_only, lock::FileLock};
 use larder_model::{Fault, Kind, Native, PoolName, Result, SnapshotId, VolumeId};
-use serde::de::DeserializeOwned;
 use std::{
     collections::HashSet,
     ffi::OsString,
@@ -129,20 +129,29 @@ impl<M: Medium> Opener<'_, M> {
         let path = &self.config.path;
         let read_only = is_read_only(path)?;
         let mut owner = None;
+        let mut clean = false;
         if !read_only {
             durable::create_dir(&path.join(FOLDERS[0]), 0o700)?;
             if !self.config.shared {
-                match owner::take(path, self.note)? {
-                    Ok(lock) => {
-                        let file = file_id(lock.path())?;
-                        owner = Some((lock, file));
+                let lock = match owner::take(path, self.note)? {
+                    Ok((lock, left_clean)) => {
+                        clean = left_clean;
+                        lock
                     }
                     Err(note) => return Ok(Opening::Busy(note)),
-                }
+                };
+                let file = file_id(lock.path())?;
+                owner = Some((lock, file));
             }
             for folder in &FOLDERS[1..] {
                 durable::create_dir(&path.join(folder), 0o700)?;
             }
+        }
+        if !clean {
+            // The last owner may have been killed between a rename and its fsync. What is seen from
+            // now on is acted upon (a volume is acknowledged, a device is not formatted because its
+            // record says that it was), so it must not be undone by a power cut.
+            durable::sync_filesystem(path)?;
         }
         let traits = self.medium.inspect(self.name, self.config)?;
         let catalog = if self.config.shared || read_only {
@@ -226,8 +235,9 @@ impl Pool {
         change(&mut record)?;
         if record != before {
             let text = text_of(&record)?;
-            if let Some(folder) = path.parent() {
-                durable::sweep_temporary(folder)?;
+            if !volume.is_static {
+                // Of a killed write. The folder of static volumes is everybody's.
+                durable::sweep_temporary(&volume.folder)?;
             }
             self.while_current(|| durable::write(&path, &text))?;
             if !volume.is_static {
@@ -282,6 +292,7 @@ impl Pool {
     /// The volume `native` that was created through us.
     pub(crate) fn volume(&self, native: &Native) -> Result<Option<Entry>> {
         let record = self.catalog().get::<VolumeRecord>(native)?;
+        self.refuse_false_absence(record.is_some())?;
         Ok(record.map(|record| self.entry(native.clone(), record)))
     }
 
@@ -294,6 +305,7 @@ impl Pool {
 
     pub(crate) fn snapshot(&self, native: &Native) -> Result<Option<SnapshotEntry>> {
         let record = self.catalog().get::<SnapshotRecord>(native)?;
+        self.refuse_false_absence(record.is_some())?;
         Ok(record.map(|record| self.snapshot_entry(native.clone(), record)))
     }
 
@@ -302,6 +314,15 @@ impl Pool {
         let data = folder.join(self.0.data_name);
         let id = SnapshotId::new(self.name().clone(), native);
         SnapshotEntry { id, record, folder, data }
+    }
+
+    /// What was not found in the directory may be in the pool that went away in this moment.
+    pub(crate) fn refuse_false_absence(&self, found: bool) -> Result<()> {
+        if found || self.catalog().in_memory() || self.still_there() {
+            return Ok(());
+        }
+        Err(Fault::unavailable(format!("look into pool {}: it went away", self.name()))
+            .hint("ask again when it is back"))
     }
 
     /// Whether the pool is where and what it was; one or two system calls.
@@ -330,6 +351,16 @@ impl Pool {
             *self.seen() = file;
         }
         same
+    }
+
+    /// Lets go of the pool in an orderly way, unless something still works in it: the next owner
+    /// finds nothing to mend.
+    pub(crate) fn close(self) {
+        if let Some(inner) = Arc::into_inner(self.0)
+            && let Some((lock, _)) = inner.owner
+        {
+            owner::leave(&lock);
+        }
     }
 
     /// From now on nothing commits through this opening of the pool.
@@ -444,52 +475,4 @@ fn file_id(path: &Path) -> Result<FileId> {
     let meta = std::fs::symlink_metadata(path)
         .map_err(|e| Fault::io(format!("look at {}", path.display()), e))?;
     Ok((meta.dev(), meta.ino()))
-}
-
-/// A volume that exists.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// Its id.
-    pub id: VolumeId,
-    /// Its record.
-    pub record: VolumeRecord,
-    /// The folder that holds record and data; for static volumes the pool's `static` folder.
-    pub folder: PathBuf,
-    /// Its data: a directory or an image, as the medium made it.
-    pub data: PathBuf,
-    /// Put there by an administrator.
-    pub is_static: bool,
-}
-
-impl Entry {
-    /// The medium's value in the record.
-    ///
-    /// # Errors
-    /// `Corrupt`.
-    pub fn medium<T: DeserializeOwned>(&self) -> Result<T> {
-        medium_value(&self.record.medium, &self.folder)
-    }
-}
-
-/// A snapshot that exists.
-#[derive(Debug, Clone)]
-pub struct SnapshotEntry {
-    /// Its id.
-    pub id: SnapshotId,
-    /// Its record.
-    pub record: SnapshotRecord,
-    /// The folder that holds record and data.
-    pub folder: PathBuf,
-    /// Its data, as the medium cut it.
-    pub data: PathBuf,
-}
-
-impl SnapshotEntry {
-    /// The medium's value in the record.
-    ///
-    /// # Errors
-    /// `Corrupt`.
-    pub fn medium<T: DeserializeOwned>(&self) -> Result<T> {
-        medium_value(&self.record.medium, &self.folder)
-    }
 }

@@ -176,31 +176,49 @@ impl SourceRef {
     }
 }
 
-/// Understands the text of a record at `path`.
-///
-/// # Errors
-/// `Corrupt`: not JSON, fields missing, or written by a newer release.
-pub fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
+/// What has a format version.
+pub(crate) trait Versioned: DeserializeOwned {
+    /// The version it was written with.
+    fn format(&self) -> u32;
+}
+
+impl Versioned for VolumeRecord {
+    fn format(&self) -> u32 {
+        self.format
+    }
+}
+
+impl Versioned for SnapshotRecord {
+    fn format(&self) -> u32 {
+        self.format
+    }
+}
+
+/// Understands the text of a record at `path`: `Corrupt` for what is not JSON, misses fields, or
+/// was written by a newer release.
+pub(crate) fn parse<T: Versioned>(path: &Path, text: &[u8]) -> Result<T> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,
     }
-    let record: std::result::Result<T, _> = match serde_json::from_slice::<Version>(text) {
-        Ok(Version { format }) if format > FORMAT => {
-            return Err(Fault::corrupt(format!(
-                "read {}: it has format {format}, this release knows up to {FORMAT}",
-                path.display()
-            ))
-            .hint("run the release that wrote it; nothing was changed"));
-        }
-        Ok(_) => serde_json::from_slice(text),
-        Err(e) => Err(e),
+    let newer = |format| {
+        Fault::corrupt(format!(
+            "read {}: it has format {format}, this release knows up to {FORMAT}",
+            path.display()
+        ))
+        .hint("run the release that wrote it; nothing was changed")
     };
-    record.map_err(|e| {
-        Fault::corrupt(format!("read the record {}", path.display()))
-            .because(e)
-            .hint("the data beside it is untouched; restore the record from a backup")
-    })
+    match serde_json::from_slice::<T>(text) {
+        Ok(record) if record.format() > FORMAT => Err(newer(record.format())),
+        Ok(record) => Ok(record),
+        // A newer format may lack what this one needs: then that is what to say.
+        Err(e) => Err(match serde_json::from_slice::<Version>(text) {
+            Ok(Version { format }) if format > FORMAT => newer(format),
+            _ => Fault::corrupt(format!("read the record {}", path.display()))
+                .because(e)
+                .hint("the data beside it is untouched; restore the record from a backup"),
+        }),
+    }
 }
 
 /// A medium's own value in a record.

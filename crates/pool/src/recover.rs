@@ -9,7 +9,7 @@
 //! What has a name that we do not give is left alone and said in the log.
 
 use crate::{
-    layout::{CREATING, DELETING, Shelf, parse_grave, parse_work},
+    layout::{CREATING, DELETING, STATIC, Shelf, parse_grave, parse_work},
     medium::Medium,
     pool::Pool,
 };
@@ -22,12 +22,13 @@ use std::{
 };
 
 /// Called once for each opening of a pool, before it serves.
-pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool) -> Result<()> {
+pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool, cx: &Cx) -> Result<()> {
     if pool.was_read_only() {
         return Ok(());
     }
     if !pool.config().shared {
         empty_scratch(pool)?;
+        durable::sweep_temporary(&pool.path().join(STATIC))?;
     }
     for (path, shelf, native) in works(&pool.path().join(CREATING), parse_work)? {
         // In a shared pool another node may be building it at this moment.
@@ -37,6 +38,7 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool) -> Result<()> {
             tracing::warn!("{} and {} are one directory", path.display(), place.display());
             continue;
         }
+        cx.step("take back what was not finished")?;
         let grave = shelf.grave(pool.path(), &native);
         std::fs::rename(&path, &grave)
             .map_err(|e| Fault::io(format!("move {} aside", path.display()), e))?;
@@ -46,11 +48,12 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool) -> Result<()> {
     if graves.is_empty() {
         return Ok(());
     }
-    let (medium, pool) = (medium.clone(), pool.clone());
+    let (medium, pool, cx) = (medium.clone(), pool.clone(), cx.clone());
     let sweep = move || {
         for (path, shelf, native) in graves {
             let Ok(_lock) = pool.shared_lock_now(shelf, &native) else { continue };
-            if let Err(fault) = bury(&*medium, &pool, &path, &Cx::new()) {
+            let buried = cx.step("remove what was deleted");
+            if let Err(fault) = buried.and_then(|()| bury(&*medium, &pool, &path, &cx)) {
                 tracing::warn!(pool = %pool.name(), "{fault}; the next start tries again");
             }
         }

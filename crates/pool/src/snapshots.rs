@@ -5,9 +5,10 @@
 use crate::{
     backend::Core,
     build::{build, raze},
+    entry::SnapshotEntry,
     layout::Shelf,
     medium::{Medium, Origin},
-    pool::{Pool, SnapshotEntry},
+    pool::Pool,
     record::{FORMAT, SnapshotRecord},
     volumes::refuse_formatting,
 };

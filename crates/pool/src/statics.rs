@@ -6,9 +6,10 @@
 //! the created one; the static one is named in the pool's warnings.
 
 use crate::{
+    entry::Entry,
     layout::{STATIC, STATIC_RECORD},
     medium::{Medium, StaticFacts},
-    pool::{Entry, Pool, static_record},
+    pool::{Pool, static_record},
     record::{FORMAT, VolumeRecord, parse},
 };
 use larder_model::{Bytes, Fault, Native, Result, VolumeId};

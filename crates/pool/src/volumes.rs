@@ -3,9 +3,10 @@
 use crate::{
     backend::Core,
     build::{build, raze},
+    entry::Entry,
     layout::Shelf,
     medium::{Medium, Origin, Plan, PlanRequest},
-    pool::{Entry, Pool},
+    pool::Pool,
     record::{Access, FORMAT, SourceRef, VolumeRecord},
     statics,
 };
@@ -144,7 +145,11 @@ impl<M: Medium> Core<M> {
     pub(crate) fn lookup(&self, pool: &Pool, native: &Native) -> Result<Option<Entry>> {
         match pool.volume(native)? {
             Some(entry) => Ok(Some(entry)),
-            None => statics::find(&*self.medium, pool, native),
+            None => match statics::find(&*self.medium, pool, native)? {
+                Some(entry) => Ok(Some(entry)),
+                None if pool.still_there() => Ok(None),
+                None => Err(Fault::unavailable(format!("look into pool {}", pool.name()))),
+            },
         }
     }
 

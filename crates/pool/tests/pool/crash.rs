@@ -4,7 +4,9 @@ use crate::support::{
     Bench, Calls, FakeMedium, copied, crash_at, file_names, grow_with, settled, sized, snapshot,
     snapshot_spec, spec, volume,
 };
-use larder_model::{Bytes, Cx, Fault, Provision, Result, Secrets, volume::ContentSource};
+use larder_model::{
+    Backend as _, Bytes, Cx, Fault, Provision, Result, Secrets, volume::ContentSource,
+};
 use larder_pool::LocalBackend;
 use std::collections::BTreeMap;
 
@@ -164,6 +166,39 @@ async fn a_crash_while_a_crash_is_mended_is_mended() {
         assert_eq!(bench.state().len(), 2);
         Operation::Create.run(&backend, &Cx::new()).await.unwrap();
         assert_eq!(bench.state().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_is_killed_at_any_step_is_repeated() {
+    for step in 1.. {
+        let (bench, backend) = prepared().await;
+        let want = bench.state();
+        // Two unfinished volumes and a deletion, each cut in the middle.
+        backend.create(&spec("a/gone")).await.unwrap();
+        for id in ["a/half", "a/other"] {
+            backend.ensure_volume(&spec(id), &crash_at(4).cx()).await.unwrap_err();
+        }
+        let delete = crash_at(5);
+        let gone = volume("a/gone");
+        backend.delete_volume(&gone, &Secrets::default(), &delete.cx()).await.unwrap_err();
+        drop(backend);
+        let plan = crash_at(step);
+        let backend = bench.stopped();
+        let result = backend.start(&plan.cx()).await;
+        // The thread that removes is cut as well.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        let enough = result.is_ok() && plan.steps().len() < usize::try_from(step).unwrap();
+        assert!(result.is_ok() || result.unwrap_err().is_simulated_crash());
+        drop(backend);
+        let backend = bench.start().await;
+        settled(&bench).await;
+        assert_eq!(bench.state(), want, "killed at step {step} of {:?}", plan.steps());
+        backend.create(&spec("a/half")).await.unwrap();
+        if enough {
+            assert!(step > 4, "{:?}", plan.steps());
+            break;
+        }
     }
 }
 
