@@ -75,6 +75,33 @@ async fn the_same_operation_with_other_arguments_is_aborted() {
 }
 
 #[tokio::test]
+async fn only_the_same_keys_and_the_same_kind_of_answer_join() {
+    let claims = Claims::new();
+    let holder = spawn({
+        let claims = claims.clone();
+        async move {
+            let copy = op("copy", 1).shared(volume("default/a")).exclusive(volume("default/b"));
+            claims.run(copy, &Cx::new(), std::future::pending::<Result<u32>>()).await
+        }
+    });
+    settle().await;
+    // It shares a key with the one that runs, and is another one.
+    let other = op("copy", 1).shared(volume("default/a")).exclusive(volume("default/c"));
+    let cx = Cx::new();
+    let runs = claims.run(other, &cx, async { Ok(5u32) });
+    let ran = tokio::time::timeout(Duration::from_secs(10), runs).await;
+    assert_eq!(ran.expect("it joined another operation").unwrap(), 5);
+    let same = || op("copy", 1).shared(volume("default/a")).exclusive(volume("default/b"));
+    let refused = claims.run(same(), &cx, async { Ok("text") });
+    let refused = tokio::time::timeout(Duration::from_secs(10), refused).await;
+    let fault = refused.expect("it joined one with another answer").unwrap_err();
+    assert_eq!(fault.kind(), larder_model::Kind::Aborted);
+    let joins = claims.run(same(), &cx, async { Ok(6u32) });
+    assert!(tokio::time::timeout(Duration::from_millis(20), joins).await.is_err());
+    holder.abort();
+}
+
+#[tokio::test]
 async fn work_goes_on_when_its_caller_gives_up_and_the_repeat_gets_its_answer() {
     let claims = Claims::new();
     let gate = Arc::new(Semaphore::new(0));
