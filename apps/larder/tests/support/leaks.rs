@@ -1,0 +1,55 @@
+//! What a test may not leave behind.
+
+use larder_host::{Host, mounts::Unmount};
+use std::path::Path;
+
+/// Everything of Larder's that is left in `site` although no volume is: mounts, loop devices,
+/// freezes, records, files in the pool.
+pub(crate) fn find(site: &Path, pool: &Path) -> Vec<String> {
+    let host = Host::real();
+    let mut found = Vec::new();
+    let disk = site.join("disk");
+    for mount in host.mounts.table().unwrap() {
+        if mount.target.starts_with(site) && mount.target != disk.join("mnt") {
+            found.push(format!("mount {}", mount.target.display()));
+        }
+    }
+    for info in host.loops.list().unwrap() {
+        let file = info.backing_file.unwrap_or_default();
+        // Seen through the pool's mount or, in sysfs, from the root of the pool's file system.
+        if file.starts_with(pool) || file.starts_with("/pool") {
+            found.push(format!("loop device {} over {}", info.number, file.display()));
+        }
+    }
+    for folder in ["volumes", "snapshots", "creating", "deleting", ".larder/scratch"] {
+        list(&pool.join(folder), &mut found);
+    }
+    list(&site.join("state/freezes"), &mut found);
+    list(&site.join(format!("state/{}", super::DRIVER)), &mut found);
+    found
+}
+
+fn list(folder: &Path, found: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    found.extend(entries.map(|e| format!("file {}", e.unwrap().path().display())));
+}
+
+/// Unmounts whatever is mounted below `site`, innermost first, whatever the test did.
+pub(crate) fn release(site: &Path) {
+    let host = Host::real();
+    for _ in 0..3 {
+        let Ok(table) = host.mounts.table() else { return };
+        let mut targets: Vec<_> =
+            table.into_iter().map(|m| m.target).filter(|t| t.starts_with(site)).collect();
+        if targets.is_empty() {
+            return;
+        }
+        targets.sort_by_key(|t| std::cmp::Reverse(t.components().count()));
+        for target in targets {
+            if host.mounts.unmount(&target, Unmount::Normal).is_err() {
+                // A failed test may have left files open.
+                let _ = host.mounts.unmount(&target, Unmount::Lazy);
+            }
+        }
+    }
+}

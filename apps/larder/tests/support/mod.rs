@@ -1,0 +1,196 @@
+//! A real server over a real pool, for the tests of the program.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::disallowed_methods, reason = "tests start the program as a user would")]
+
+pub(crate) mod leaks;
+pub(crate) mod pool;
+
+use larder_csi::{Client, Endpoint};
+use larder_proto::csi::{self, volume_capability::access_mode::Mode};
+use pool::Pool;
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+pub(crate) const DRIVER: &str = "test.csi.larder.dev";
+
+/// A pool, a configuration, and the paths that belong to it.
+pub(crate) struct Site {
+    pub(crate) pool: Pool,
+    pub(crate) backend: &'static str,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Site {
+    /// A site of `backend` on a new file system of that kind.
+    pub(crate) fn new(backend: &'static str, fs: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap();
+        let pool = Pool::new(&dir.path().join("disk"), fs);
+        let site = Self { pool, backend, dir };
+        site.configure(&site.config(), &site.endpoint());
+        site
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path("config.yaml")
+    }
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.path("run/csi.sock").to_str().unwrap().parse().unwrap()
+    }
+
+    /// Writes a configuration for this pool with another endpoint.
+    pub(crate) fn configure(&self, file: &Path, endpoint: &Endpoint) {
+        let yaml = format!(
+            "node: n1\nstateDir: {}\ndrivers:\n- name: {DRIVER}\n  backend: {}\n  endpoint: {endpoint}\n  \
+             pools:\n    default: {{ path: {}, create: true }}\n",
+            self.path("state").display(),
+            self.backend,
+            self.pool.path().display(),
+        );
+        std::fs::write(file, yaml).unwrap();
+    }
+
+    /// Runs `larder ARGUMENTS` against this site.
+    pub(crate) fn larder(&self, arguments: &[&str]) -> Output {
+        larder(&self.config(), arguments)
+    }
+
+    /// The same; it must succeed. Returns what it printed.
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.larder(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "larder {}: {error}", arguments.join(" "));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same; it must fail with that exit status. Returns what it said.
+    pub(crate) fn fails(&self, status: i32, arguments: &[&str]) -> String {
+        let output = self.larder(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "larder {}: {error}", arguments.join(" "));
+        error
+    }
+
+    pub(crate) fn server(&self) -> Server {
+        Server::start(&self.config(), &self.endpoint(), &[])
+    }
+
+    /// A server that kills itself at its `n`-th step.
+    pub(crate) fn server_that_crashes_at(&self, n: u32) -> Server {
+        let at = n.to_string();
+        Server::spawn(&self.config(), &self.endpoint(), &[("LARDER_CRASH_AT", &at)])
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        leaks::release(self.dir.path());
+    }
+}
+
+pub(crate) fn larder(config: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_larder"))
+        .args(arguments)
+        .env("LARDER_CONFIG", config)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// A running `larder serve`; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    endpoint: Endpoint,
+    pub(crate) client: Client,
+}
+
+impl Server {
+    pub(crate) fn spawn(config: &Path, endpoint: &Endpoint, env: &[(&str, &str)]) -> Self {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(config.with_extension("log"))
+            .unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_larder"))
+            .args(["serve", "--config"])
+            .arg(config)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { child, endpoint: endpoint.clone(), client: Client::connect(endpoint).unwrap() }
+    }
+
+    pub(crate) fn start(config: &Path, endpoint: &Endpoint, env: &[(&str, &str)]) -> Self {
+        Self::spawn(config, endpoint, env)
+    }
+
+    /// Waits until it is ready. False: it ended.
+    pub(crate) async fn ready(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < until {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            // A connection that failed once backs off: ask through a new one.
+            self.client = Client::connect(&self.endpoint).unwrap();
+            let probe = self.client.identity().probe(csi::ProbeRequest {}).await;
+            if probe.is_ok_and(|p| p.into_inner().ready == Some(true)) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the server did not get ready");
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One way of using a volume, for the requests below.
+pub(crate) fn capability(block: bool, fs: &str) -> csi::VolumeCapability {
+    match block {
+        true => csi::VolumeCapability::raw_block(Mode::SingleNodeWriter),
+        false => csi::VolumeCapability::mounted(fs, &[], Mode::SingleNodeWriter),
+    }
+}
+
+pub(crate) fn create(
+    name: &str,
+    bytes: i64,
+    capability: csi::VolumeCapability,
+) -> csi::CreateVolumeRequest {
+    csi::CreateVolumeRequest {
+        name: name.to_owned(),
+        capacity_range: Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+        volume_capabilities: vec![capability],
+        ..Default::default()
+    }
+}
