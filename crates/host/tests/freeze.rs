@@ -253,7 +253,7 @@ fn when_the_freezing_process_is_killed_the_watchdog_thaws_at_once() {
     let killed = Instant::now();
     writer.recv_timeout(LONG).unwrap();
     assert!(killed.elapsed() < Duration::from_secs(10), "that was the deadline, not our death");
-    assert_eq!(freezer(&scratch).recover().unwrap().len() <= 1, true);
+    assert!(freezer(&scratch).recover().unwrap().len() <= 1);
     assert_eq!(records(&scratch), 0);
 }
 
@@ -309,7 +309,10 @@ fn a_fake_kernel_freezes_all_or_none() {
     let (a, b) = (PathBuf::from("/a"), PathBuf::from("/b"));
     let frozen = freezer.freeze(&[a.clone(), b.clone()], LONG).unwrap();
     assert_eq!(kernel.frozen(), [a.clone(), b.clone()]);
-    assert_eq!(freezer.freeze(&[b.clone()], LONG).unwrap_err().kind(), Kind::Precondition);
+    assert_eq!(
+        freezer.freeze(std::slice::from_ref(&b), LONG).unwrap_err().kind(),
+        Kind::Precondition
+    );
     frozen.thaw().unwrap();
     kernel.fail_next("freeze", rustix::io::Errno::IO);
     freezer.freeze(&[a, b], LONG).unwrap_err();

@@ -1,5 +1,6 @@
 //! What the tests on a real kernel share.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use larder_host::{Host, LoopRequest, MountRequest, Unmount, image};
 use larder_model::{Bytes, FsType};
