@@ -12,6 +12,7 @@
 
 mod tree;
 
+pub(crate) use tree::remove_at;
 pub use tree::remove_tree;
 
 use crate::sys::io_fault;

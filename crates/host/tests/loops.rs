@@ -102,7 +102,7 @@ fn autoclear_can_be_changed_while_attached() {
 
 #[test]
 fn sector_sizes_and_read_only_reach_the_kernel() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::on_disk();
     let loops = &scratch.host.loops;
     let image = scratch.image("a.img", Bytes::mib(1));
     let wanted =
@@ -110,7 +110,7 @@ fn sector_sizes_and_read_only_reach_the_kernel() {
     let device = loops.attach(&wanted).unwrap();
     let info = loops.info(device.number).unwrap().unwrap();
     assert_eq!((info.sector_size, info.read_only), (4096, true));
-    assert!(info.direct_io, "ext4 below allows direct I/O");
+    assert!(info.direct_io, "the file system of the temporary directory must allow direct I/O");
     assert!(std::fs::write(&device.path, [1; 4096]).is_err());
     assert!(std::fs::read(&image).unwrap().iter().all(|b| *b == 0));
 }

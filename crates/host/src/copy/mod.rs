@@ -1,6 +1,9 @@
 //! Copies: reflinks, sparse files, whole trees.
 
+mod attributes;
 mod data;
+mod entry;
+mod links;
 mod tree;
 mod unnamed;
 
@@ -18,6 +21,9 @@ use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
+
+/// Extended attribute of the root of a tree that is being copied: the id of the boot.
+const MARK: &str = "user.larder.copying";
 
 /// How the contents of files are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,6 +48,12 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         .map_err(|failed| failed.fault(what()))
 }
 
+/// Removes the entry `name` of an open directory, with everything below it; absent: done.
+pub(crate) fn remove_at(directory: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<()> {
+    let mut removal = Removal { root: None, moved: 0 };
+    removal.entry(directory, &name.to_owned(), 0).map_err(|failed| failed.why)
+}
+
 struct Removal {
     /// The top directory of the tree: deep ones are moved here.
     root: Option<OwnedFd>,

@@ -6,8 +6,9 @@ use larder_host::{Host, LoopRequest, MountRequest, Unmount, image};
 use larder_model::{Bytes, FsType};
 use std::path::{Path, PathBuf};
 
-/// A directory in which tests may mount and attach as they like: when it is dropped, also by a
-/// failing test, everything in it is unmounted and detached.
+/// A directory in memory in which tests may mount and attach as they like: when it is dropped, also
+/// by a failing test, everything in it is unmounted and detached. In memory, because every flush of a
+/// disk would wait for whatever else the machine is writing.
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,
     pub(crate) host: Host,
@@ -15,6 +16,19 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new() -> Self {
+        let scratch = Self::on_disk();
+        let request = MountRequest {
+            fs_type: "tmpfs".into(),
+            source: "larder-test".into(),
+            target: scratch.path(),
+            options: vec!["mode=0700".into()],
+            read_only: false,
+        };
+        scratch.host.mounts.mount(&request).unwrap();
+        scratch
+    }
+    /// The same on the file system of the temporary directory.
+    pub(crate) fn on_disk() -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "these tests mount file systems: run them as root"
@@ -65,17 +79,20 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let here = self.path();
-        let mine = |m: &larder_host::MountEntry| m.target.starts_with(&here);
-        for _ in 0..4 {
-            let table = self.host.mounts.table().unwrap_or_default();
-            for entry in table.iter().rev().filter(|m| mine(m)) {
-                let _ = self.host.mounts.unmount(&entry.target, Unmount::Lazy);
+        let unmount_all = |below: &dyn Fn(&Path) -> bool| {
+            for _ in 0..4 {
+                let table = self.host.mounts.table().unwrap_or_default();
+                for entry in table.iter().rev().filter(|m| below(&m.target)) {
+                    let _ = self.host.mounts.unmount(&entry.target, Unmount::Lazy);
+                }
             }
-        }
+        };
+        unmount_all(&|target| target.starts_with(&here) && target != here);
         for number in loops_below(&here) {
             let inode = self.host.loops.info(number).ok().flatten().map(|i| i.backing_inode);
             let _ = inode.map(|inode| self.host.loops.detach(number, inode));
         }
+        unmount_all(&|target| target == here);
     }
 }
 
