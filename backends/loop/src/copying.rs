@@ -25,7 +25,7 @@
 //! behind, and copied from that.
 
 use larder_host::{DeviceUser, Host, LoopInfo, copy, freeze::Freezer, freeze::Frozen};
-use larder_model::{Bytes, Cx, Fault, Result};
+use larder_model::{Bytes, Cx, Fault, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -52,6 +52,9 @@ impl Default for FreezeLimits {
         Self { deadline: Duration::from_secs(30), copied: Bytes::mib(256) }
     }
 }
+
+/// How often a volume may come into use or go out of it during one copy.
+const ATTEMPTS: u32 = 6;
 
 /// What a copy is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,7 +192,8 @@ impl Copier {
     /// and again), I/O. Nothing is left at the target.
     pub(crate) fn copy(&self, job: &Job<'_>, cx: &Cx) -> Result<Consistency> {
         let mut sharing = job.sharing;
-        for _ in 0..5 {
+        let mut failed = None;
+        for _ in 0..ATTEMPTS {
             cx.step("look who uses the volume")?;
             let seen = self.observe(job.from)?;
             let way = decide(&seen, sharing, job.whose, self.limits.copied)?;
@@ -201,9 +205,18 @@ impl Copier {
                     continue;
                 }
                 Err(fault) if fault.is_simulated_crash() => return Err(fault),
-                // Staged, unstaged or published at this moment: what failed was the wrong plan.
-                Err(_) if self.observe(job.from)?.use_of() != seen.use_of() => continue,
-                Err(fault) => return Err(fault),
+                Err(fault) => {
+                    // Staged or unstaged at this moment: the plan was wrong, or a device went away
+                    // while it was flushed (its number may be in use again by now).
+                    let changed = self.observe(job.from)?.use_of() != seen.use_of();
+                    let went = !way.sync.is_empty()
+                        && matches!(fault.kind(), Kind::Internal | Kind::NotFound);
+                    if !changed && !went {
+                        return Err(fault);
+                    }
+                    failed = Some(fault);
+                    continue;
+                }
             }
             if way.consistency != Consistency::Clean {
                 return Ok(way.consistency);
@@ -214,8 +227,10 @@ impl Copier {
             }
             remove(job.to)?;
         }
-        Err(Fault::aborted(format!("copy {}: it came into use while it was copied", job.whose))
-            .hint("ask again"))
+        Err(failed.unwrap_or_else(|| {
+            Fault::aborted(format!("copy {}: it came into use while it was copied", job.whose))
+                .hint("ask again")
+        }))
     }
 
     fn observe(&self, image: &Path) -> Result<Seen> {
@@ -319,7 +334,6 @@ fn remove(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use larder_host::DeviceId;
-    use larder_model::Kind;
     use rstest::rstest;
 
     const MOUNT: fn() -> DeviceUser =

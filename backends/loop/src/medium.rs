@@ -187,7 +187,13 @@ impl Medium for LoopMedium {
 
     fn inspect(&self, _name: &PoolName, config: &PoolConfig) -> Result<PoolTraits> {
         let fs = self.file_system_of(&config.path)?;
-        let reflink = copy::reflink_supported(&config.path)?;
+        let reflink = match copy::reflink_supported(&config.path) {
+            // Full or read-only: it cannot be tried. Hoping is safe, each copy finds out for itself.
+            Err(fault) if matches!(fault.kind(), Kind::Exhausted | Kind::Precondition) => {
+                matches!(fs.as_str(), "xfs" | "btrfs")
+            }
+            tried => tried?,
+        };
         let storage = format!("{fs}{}", if reflink { " with reflink" } else { " without reflink" });
         let warning = warning(&fs);
         let mut traits = PoolTraits::new(storage, Below { fs, reflink });

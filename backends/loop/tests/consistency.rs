@@ -402,3 +402,59 @@ async fn a_copy_that_takes_longer_than_the_freeze_is_thrown_away() {
     driver.unstage(&staged).await.unwrap();
     ground.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn snapshots_of_a_volume_that_comes_and_goes_are_whole() {
+    let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
+    let driver = Arc::new(ground.driver().await);
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let rounds = Arc::new(AtomicU64::new(0));
+    let (node, used, ended) = (driver.clone(), volume.clone(), stop.clone());
+    let mut workload = tokio::task::JoinSet::new();
+    let count = rounds.clone();
+    workload.spawn(async move {
+        while !ended.load(Ordering::SeqCst) {
+            let staged = node.stage(&used).await.unwrap();
+            let writer = Writer::in_files(&staged.target);
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            drop(writer);
+            // A snapshot may hold the mount for a moment.
+            node.unstage(&staged).await.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let mut cut = Vec::new();
+    for n in 0.. {
+        let enough = n >= 12 && cut.len() > 4 && rounds.load(Ordering::SeqCst) >= 4;
+        if enough || workload.try_join_next().is_some() {
+            break;
+        }
+        match driver.snapshot(&volume.id, &format!("s{n}")).await {
+            Ok(snapshot) => cut.push((n, snapshot)),
+            // Being formatted, or in use and out of use too often.
+            Err(fault) => assert_eq!(fault.kind(), Kind::Aborted, "{fault}"),
+        }
+        tokio::time::sleep(Duration::from_millis(7 * (n % 12))).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    workload.join_all().await;
+    assert!(rounds.load(Ordering::SeqCst) >= 4);
+    assert!(cut.len() > 4, "only {} snapshots", cut.len());
+    for (n, snapshot) in cut.into_iter().take(12) {
+        // Before it was formatted there is nothing to look at.
+        if n == 0 {
+            continue;
+        }
+        let copy = restored(&driver, &snapshot.id, FsType::Ext4).await;
+        let read = |name: &str| std::fs::read(copy.target.join(name)).unwrap_or_default();
+        let (first, second) = (read("first"), read("second"));
+        // Files are made empty in each round; a whole record in the second follows the first.
+        if second.len() == RECORD && consistency(&ground, &format!("s{n}")) != "crash" {
+            let (first, second) = (number(&first), number(&second));
+            assert!(second <= first && first <= second + 1, "first {first}, second {second}");
+        }
+        driver.unstage(&copy).await.unwrap();
+    }
+    ground.assert_clean();
+}

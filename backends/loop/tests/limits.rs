@@ -149,6 +149,7 @@ async fn a_full_pool_is_told_and_nothing_is_left_behind(
     let file = File::options().write(true).open(&image).unwrap();
     file.write_all_at(&pattern(1, 120 << 20), 0).unwrap();
     file.sync_all().unwrap();
+    drop(file);
     let free = || driver.host.filesystems.usage(&ground.pool_path("default")).unwrap().available;
     let filler = ground.path().join("pools/default/filler");
     let most = free().get() - (40 << 20);
@@ -184,6 +185,16 @@ async fn a_full_pool_is_told_and_nothing_is_left_behind(
     assert!(free().get() + (2 << 20) > before.get(), "space was lost");
     // A sparse volume takes nothing and can still be promised.
     driver.create(&Ask::block("sparse", Bytes::gib(2))).await.unwrap();
+    // Not a byte left: a driver that starts now serves the pool all the same, and can empty it.
+    driver.backend.stop().await;
+    let brim = ground.pool_path("default").join("brim");
+    let mut brim = File::create(brim).unwrap();
+    while std::io::Write::write_all(&mut brim, &[1; 4096]).is_ok() {}
+    brim.sync_all().unwrap_or_default();
+    let driver = ground.driver().await;
+    assert_eq!(driver.backend.pool_status().await[0].fault, None);
+    driver.delete(&source.id).await.unwrap();
+    driver.create(&Ask::block("after", Bytes::mib(4))).await.unwrap();
 }
 
 #[tokio::test]
@@ -324,4 +335,47 @@ async fn a_shared_pool_is_refused() {
     let fault = ground.driver_with(pools).await.err().unwrap();
     assert_eq!(fault.kind(), Kind::Invalid);
     assert!(fault.to_string().contains("shared"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_pool_in_memory_works_and_says_what_it_is() {
+    let ground = Ground::new();
+    let path = ground.pool_path("default");
+    support::run("mount", &["-t", "tmpfs", "-o", "size=64m", "none", &path.display().to_string()]);
+    let driver = ground.driver().await;
+    let status = driver.backend.pool_status().await.remove(0);
+    assert_eq!(status.storage, "tmpfs without reflink");
+    let said = |word: &str| status.warnings.iter().any(|w| w.contains(word));
+    assert!(said("memory") && said("full copies"), "{:?}", status.warnings);
+    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(16))).await.unwrap();
+    let staged = driver.stage(&volume).await.unwrap();
+    support::write_files(&staged.target, 1);
+    let snapshot = driver.snapshot(&volume.id, "s").await.unwrap();
+    let restored = Ask::mount("r", "", Bytes::ZERO).restore_of(&snapshot.id);
+    let restored = driver.stage(&driver.create(&restored).await.unwrap()).await.unwrap();
+    support::assert_files(&restored.target, 1);
+    driver.unstage(&restored).await.unwrap();
+    driver.unstage(&staged).await.unwrap();
+    ground.assert_clean();
+}
+
+#[tokio::test]
+async fn a_pool_that_became_read_only_serves_readers() {
+    let ground = Ground::on(FsType::Xfs, Bytes::mib(400));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::block("v", Bytes::mib(4))).await.unwrap();
+    driver.backend.stop().await;
+    let path = ground.pool_path("default");
+    support::run("mount", &["-o", "remount,ro", &path.display().to_string()]);
+    let driver = ground.driver().await;
+    let fault = driver.create(&Ask::block("w", Bytes::mib(4))).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+    let fault = driver.block(&volume).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+    let (_, _, attachment) = driver.connect(&volume, AccessType::Block, true).await.unwrap();
+    use larder_model::{Connect, Cx};
+    driver.backend.disconnect(&volume.id, Some(&attachment), &Cx::new()).await.unwrap();
+    let health = larder_model::backend::Health::volume_health(&driver.backend, &volume.id).await;
+    assert_eq!(health.unwrap()[0].reason, "PoolReadOnly");
+    ground.assert_clean();
 }
