@@ -23,7 +23,8 @@ impl Loops for FakeLoops {
         let free = (0..state.most_loops).find(|n| !state.loops.contains_key(n));
         let number =
             free.ok_or_else(|| io_fault(what(), Errno::BUSY).with_kind(Kind::Exhausted))?;
-        let (holder, hold) = rustix::pipe::pipe().map_err(|e| io_fault(what(), e))?;
+        let (holder, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|e| io_fault(what(), e))?;
         let path = state.loop_path(number);
         std::os::unix::fs::symlink(&request.image, &path).map_err(|e| Fault::io(what(), e))?;
         let device = FakeLoop {

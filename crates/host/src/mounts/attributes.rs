@@ -25,6 +25,10 @@ impl Sorted {
     pub(crate) fn has_attributes(&self) -> bool {
         !(self.set | self.clear).is_empty()
     }
+    /// The names of the file system's options, without values that may be passwords.
+    pub(crate) fn names(&self) -> String {
+        self.fs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", ")
+    }
     /// The file system's options as mount(2) takes them.
     pub(crate) fn data(&self) -> String {
         let word = |(key, value): &(String, Option<String>)| match value {

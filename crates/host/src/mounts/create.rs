@@ -83,14 +83,21 @@ pub(crate) fn words(context: &OwnedFd) -> Vec<String> {
     words
 }
 
-/// A failed mount or remount, in the kernel's words.
+/// A failed mount or remount, in the kernel's words. Values of options may be passwords (CSI calls
+/// mount flags sensitive): they are shown neither by us nor where the kernel repeats them.
 pub(crate) fn kernel_fault(what: String, error: Errno, words: &[String], sorted: &Sorted) -> Fault {
-    let what = if words.is_empty() { what } else { format!("{what}: {}", words.join("; ")) };
+    let mut words = words.join("; ");
+    for (_, value) in &sorted.fs {
+        if let Some(value) = value.as_deref().filter(|value| value.len() > 2) {
+            words = words.replace(value, "…");
+        }
+    }
+    let what = if words.is_empty() { what } else { format!("{what}: {words}") };
     let fault = io_fault(what, error);
     match error {
         Errno::INVAL if !sorted.fs.is_empty() => fault
             .with_kind(Kind::Invalid)
-            .hint(format!("check the mount options {} against mount(8)", sorted.data())),
+            .hint(format!("check the mount options {} against mount(8)", sorted.names())),
         Errno::INVAL => fault
             .with_kind(Kind::Precondition)
             .hint("no such file system is there, or it is damaged; the kernel log may tell more"),
