@@ -17,6 +17,7 @@ use larder_model::{
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 /// What carries operations out. Those that block run on threads of their own.
@@ -46,6 +47,9 @@ pub(super) struct Asked {
 
 /// A mounted stack is unmounted one by one; more than this is no stack of ours.
 const HIGHEST_STACK: usize = 64;
+
+/// Between two attempts to disconnect; the sum of all is about as much.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 impl Executor {
     /// Runs blocking work on a thread of its own.
@@ -264,6 +268,29 @@ impl Executor {
         let (source, attachment) = self.backend.connect().connect(&request, cx).await?;
         let shows = self.blocking(move |this| sight::shows(&this.host, &source)).await?;
         Ok((shows, attachment))
+    }
+
+    /// Disconnects. What seems to be in use is asked for again for a moment: a process that is being
+    /// started (mkfs for another volume) has all descriptors of this one until its `exec`.
+    ///
+    /// # Errors
+    /// Those of [`larder_model::Connect::disconnect`].
+    pub(super) async fn disconnect(
+        &self,
+        id: &VolumeId,
+        attachment: Option<&Attachment>,
+        cx: &Cx,
+    ) -> Result<()> {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            match self.backend.connect().disconnect(id, attachment, cx).await {
+                Err(fault) if fault.kind() == Kind::Precondition && pause < LONGEST_PAUSE => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Lets go of what [`Self::identify`] connected, unless it is in use (then it was connected

@@ -442,7 +442,7 @@ impl Executor {
         })
         .await?;
         cx.step("disconnect what a former attempt left")?;
-        self.backend.connect().disconnect(id, attachment.as_ref(), cx).await?;
+        self.disconnect(id, attachment.as_ref(), cx).await?;
         cx.step("forget the former attempt")?;
         record.staged = None;
         let record = record.clone();

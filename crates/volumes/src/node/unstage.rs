@@ -14,8 +14,9 @@ use larder_host::{DeviceId, DeviceUser, paths::TargetPath};
 use larder_model::{Cx, Fault, Kind, Result, VolumeId, backend::Attachment};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-/// udev and blkid open a device for a moment when its mount ends; they are waited for this often,
-/// each time a little longer: 1.4 s in all, less than a caller's patience.
+/// udev and blkid open a device for a moment when its mount ends, and the mounts of a container that
+/// ends go a little later than its processes: users are looked for this often, each time after a
+/// longer pause, 1 s in all, which is less than a caller's patience.
 const PATIENCE: u32 = 7;
 
 /// What unstaging works with.
@@ -94,8 +95,7 @@ impl Executor {
                 }
                 UnstageStep::Disconnect => {
                     cx.step("disconnect the volume")?;
-                    let connect = self.backend.connect();
-                    connect.disconnect(id, work.attachment.as_ref(), cx).await?;
+                    self.disconnect(id, work.attachment.as_ref(), cx).await?;
                 }
                 UnstageStep::Forget => {
                     let Some(mut record) = work.record.take() else { continue };
@@ -168,8 +168,7 @@ impl Executor {
             if users.is_empty() {
                 return Ok(());
             }
-            let passing = users.iter().all(|user| matches!(user, DeviceUser::Opener { .. }));
-            if passing && attempt < PATIENCE {
+            if attempt < PATIENCE {
                 tokio::time::sleep(Duration::from_millis(50) * attempt).await;
                 continue;
             }
