@@ -117,10 +117,16 @@ fn copy_xattrs(from: At<'_>, to: At<'_>) -> io::Result<()> {
 
 fn list(path: &std::path::Path) -> io::Result<Vec<OsString>> {
     match xattr::list(path) {
-        Ok(names) => Ok(names.filter(|n| n != super::MARK).collect()),
+        Ok(names) => Ok(names.filter(|n| n != super::MARK && !is_raw_acl(n)).collect()),
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
         Err(e) => Err(e),
     }
+}
+
+/// xfs lists its own form of an ACL beside the one that everybody knows: setting or removing one does
+/// so with the other.
+fn is_raw_acl(name: &OsStr) -> bool {
+    name == "trusted.SGI_ACL_FILE" || name == "trusted.SGI_ACL_DEFAULT"
 }
 
 /// What belongs to a security module or to one kind of file system, not to the data: labels are given
