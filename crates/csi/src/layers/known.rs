@@ -1,13 +1,14 @@
-//! Only what is defined is routed.
+//! Only what is defined is routed, and only what can be read is a request.
 //!
 //! A path that none of our protocols defines is answered here, with a message (the routers below
-//! answer without one, and CSI wants one), and before it takes a slot or makes a metric label.
+//! answer without one, and CSI wants one), and before it takes a slot or makes a metric label. A
+//! message that is too large or no message at all is the caller's fault, and is told so.
 
 use super::{BoxFuture, Request, Response};
 use larder_model::id::quoted;
 use larder_proto::Method;
 use std::task::{Context, Poll};
-use tonic::Status;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 /// Makes [`Known`] services.
@@ -42,11 +43,30 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let path = request.uri().path();
         if Method::by_path(path).is_some() {
-            return Box::pin(self.0.call(request));
+            let answer = self.0.call(request);
+            return Box::pin(async move { Ok(callers_fault(answer.await?)) });
         }
         let message = format!("find method {}: this version does not define it", quoted(path));
         Box::pin(async move { Ok(Status::unimplemented(message).into_http()) })
     }
+}
+
+/// What tonic says of requests that it could not read, with codes that mean something else to
+/// callers of CSI: a provisioner takes OUT_OF_RANGE for a size.
+const UNREADABLE: [(Code, &str); 2] = [
+    (Code::OutOfRange, "Error, decoded message length too large"),
+    (Code::Internal, "failed to decode Protobuf message"),
+];
+
+/// A request that cannot be read is INVALID_ARGUMENT.
+fn callers_fault(answer: Response) -> Response {
+    let Some(status) = Status::from_header_map(answer.headers()) else { return answer };
+    let unreadable =
+        |(code, text): &(Code, &str)| status.code() == *code && status.message().starts_with(text);
+    if !UNREADABLE.iter().any(unreadable) {
+        return answer;
+    }
+    Status::invalid_argument(format!("read the request: {}", status.message())).into_http()
 }
 
 #[cfg(test)]

@@ -160,6 +160,37 @@ async fn a_raw_device_lives_from_create_to_delete() {
     life(&rig, block()).await;
 }
 
+/// kubelet knows such a volume by an id of its own, never stages it, and speaks of it twice.
+#[tokio::test]
+async fn an_inline_volume_is_made_and_deleted_with_its_pod() {
+    let rig = Rig::ready(directories()).await;
+    let client = rig.remote().await;
+    let volume_id = "csi-5f2a7c0e9b1d3f4a6c8e0b2d4f6a8c0e".to_owned();
+    let target_path = rig.path("pod/inline");
+    for _ in 0..2 {
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: volume_id.clone(),
+            target_path: target_path.clone(),
+            volume_capability: Some(valid::mounted()),
+            volume_context: valid::map(&[("csi.storage.k8s.io/ephemeral", "true")]),
+            ..Default::default()
+        };
+        client.node().node_publish_volume(publish).await.unwrap();
+    }
+    assert_eq!(rig.backend.calls("delete_volume"), 0);
+    assert!(rig.backend.inventory().contains("volume"));
+    for _ in 0..2 {
+        let unpublish = csi::NodeUnpublishVolumeRequest {
+            volume_id: volume_id.clone(),
+            target_path: target_path.clone(),
+        };
+        client.node().node_unpublish_volume(unpublish).await.unwrap();
+    }
+    assert!(!Path::new(&target_path).exists());
+    assert!(rig.kernel.mounted().is_empty());
+    assert!(!rig.backend.inventory().contains("volume"), "{}", rig.backend.inventory());
+}
+
 #[tokio::test]
 async fn many_drivers_are_served_by_one_process() {
     let rigs = [Rig::ready(Memory::default()).await, Rig::ready(Memory::default()).await];

@@ -11,9 +11,11 @@
 )]
 
 mod admin;
+mod capabilities;
 mod codes;
 mod end_to_end;
 mod errors;
+mod fuzz;
 mod life;
 mod limits;
 
@@ -21,6 +23,8 @@ mod message;
 mod metadata;
 mod paging;
 mod required;
+mod semantics;
 mod support;
 mod tables;
+mod transport;
 mod valid;

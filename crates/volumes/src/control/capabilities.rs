@@ -48,7 +48,7 @@ pub enum PluginCapability {
     VolumeAccessibilityConstraints,
     /// `Provision::groups`.
     GroupControllerService,
-    /// `Provision::changed_blocks`.
+    /// `Provision::changed_blocks` and `Provision::snapshots`.
     SnapshotMetadataService,
     /// The volumes have a place, and so have their snapshots.
     SnapshotAccessibilityConstraints,
@@ -103,7 +103,8 @@ pub(super) fn plugin(backend: &dyn Backend) -> Vec<PluginCapability> {
         (true, C::ControllerService),
         (placed, C::VolumeAccessibilityConstraints),
         (p.groups().is_some(), C::GroupControllerService),
-        (p.changed_blocks().is_some(), C::SnapshotMetadataService),
+        // Of snapshots: without them there is nothing to compare.
+        (p.changed_blocks().is_some() && p.snapshots().is_some(), C::SnapshotMetadataService),
         (
             placed && facts.snapshot_topology && p.snapshots().is_some(),
             C::SnapshotAccessibilityConstraints,

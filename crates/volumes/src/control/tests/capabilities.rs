@@ -32,7 +32,8 @@ async fn each_ability_announces_its_capabilities_and_only_those() {
         (|a| &mut a.attach, &[C::PublishUnpublishVolume, C::PublishReadonly], &[]),
         (|a| &mut a.snapshots, &[C::CreateDeleteSnapshot, C::ListSnapshots, C::GetSnapshot], &[]),
         (|a| &mut a.groups, &[], &[P::GroupControllerService]),
-        (|a| &mut a.changed_blocks, &[], &[P::SnapshotMetadataService]),
+        // Blocks are those of snapshots.
+        (|a| &mut a.changed_blocks, &[], &[]),
         (|a| &mut a.health, &[C::GetVolumeHealth], &[]),
         (|a| &mut a.clones, &[C::CloneVolume], &[]),
     ];
@@ -48,6 +49,8 @@ async fn each_ability_announces_its_capabilities_and_only_those() {
     let (controller, _) = announced(pairs).await;
     assert!(controller.contains(&C::ListVolumesPublishedNodes));
     assert!(controller.contains(&C::ListVolumeHealth));
+    let pair = Abilities { snapshots: true, changed_blocks: true, ..Abilities::NONE };
+    assert!(announced(pair).await.1.contains(&P::SnapshotMetadataService));
 }
 
 #[tokio::test]

@@ -1,0 +1,135 @@
+//! Callers that give up, have deadlines, flood, or send what is no message.
+
+use crate::{
+    message::{call, call_bytes, code, method},
+    support::{LONG, Rig},
+    valid::{self, VOLUME},
+};
+use larder_csi::Client;
+use larder_proto::csi;
+use larder_volumes::testing::{Inject, Memory};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, task::JoinSet};
+use tonic::Code;
+
+fn create(name: &str) -> csi::CreateVolumeRequest {
+    csi::CreateVolumeRequest {
+        name: name.to_owned(),
+        volume_capabilities: vec![valid::mounted()],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn work_goes_on_when_its_caller_has_gone_and_an_equal_call_gets_its_answer() {
+    let rig = Rig::ready(Memory::default()).await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.backend.inject("ensure_volume", Inject::Hold(gate.clone()));
+    let client = rig.remote().await;
+    // One hangs up, with its connection; one has a deadline; one is patient.
+    let gone = Client::connect(&rig.endpoint()).unwrap();
+    let hung_up = tokio::time::timeout(Duration::from_millis(100), async move {
+        gone.controller().create_volume(create("v")).await
+    });
+    hung_up.await.unwrap_err();
+    let mut hurried = tonic::Request::new(create("v"));
+    hurried.set_timeout(Duration::from_millis(100));
+    let late = client.controller().create_volume(hurried).await.unwrap_err();
+    assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late:?}");
+    let mut patient = JoinSet::new();
+    patient.spawn(async move { client.controller().create_volume(create("v")).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rig.driver.operations().len(), 1, "all of them wait for one operation");
+    gate.add_permits(1);
+    let made = patient.join_next().await.unwrap().unwrap().unwrap().into_inner();
+    assert_eq!(made.volume.unwrap().volume_id, "default/v");
+    assert_eq!(rig.backend.calls("ensure_volume"), 1);
+}
+
+#[tokio::test]
+async fn a_deadline_is_told_as_such_and_what_to_do() {
+    let rig = Rig::ready(Memory::default()).await;
+    rig.backend.inject("list_volumes", Inject::Sleep(LONG));
+    // In process nobody but the driver looks at the deadline.
+    let mut request = tonic::Request::new(csi::ListVolumesRequest::default());
+    request.set_timeout(Duration::from_millis(50));
+    let late = rig.driver.client().controller().list_volumes(request).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+    assert!(late.message().contains("hint"), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_different_call_on_the_same_volume_is_told_who_works_on_it() {
+    let rig = Rig::filled(Memory::default()).await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.backend.inject("expand_volume", Inject::Hold(gate.clone()));
+    let client = rig.remote().await;
+    let grow = |required_bytes| csi::ControllerExpandVolumeRequest {
+        volume_id: VOLUME.to_owned(),
+        capacity_range: Some(csi::CapacityRange { required_bytes, limit_bytes: 0 }),
+        ..Default::default()
+    };
+    let mut first = JoinSet::new();
+    let mut controller = client.controller();
+    first.spawn(async move { controller.controller_expand_volume(grow(2 << 30)).await });
+    while rig.driver.operations().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = client.controller().controller_expand_volume(grow(3 << 30)).await.unwrap_err();
+    assert_eq!(other.code(), Code::Aborted);
+    for told in ["expand volume default/vol", "running for", "look at the volume"] {
+        assert!(other.message().contains(told), "{told}: {}", other.message());
+    }
+    // Reading is no operation.
+    let get = csi::ControllerGetVolumeRequest { volume_id: VOLUME.to_owned() };
+    client.controller().controller_get_volume(get).await.unwrap();
+    gate.add_permits(1);
+    first.join_next().await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_the_callers_fault() {
+    let rig = Rig::filled(Memory::default()).await;
+    for client in [rig.driver.client(), rig.remote().await] {
+        let mut huge = create("v");
+        huge.parameters.insert("k".to_owned(), "v".repeat(5 << 20));
+        let refused = client.controller().create_volume(huge).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        // A field that says it is longer than the message; a field of another type.
+        for bytes in [vec![0x0a, 0x7f], vec![0x08, 0x01], vec![0xff; 20]] {
+            let answer = call_bytes(&client, method("CreateVolume"), bytes.clone()).await;
+            assert_eq!(code(&answer), Code::InvalidArgument, "{bytes:?}: {answer:?}");
+        }
+        let probe = call(&client, method("Probe"), &valid::request("Probe", rig.folder())).await;
+        assert_eq!(code(&probe), Code::Ok);
+    }
+}
+
+#[tokio::test]
+async fn fields_of_later_revisions_are_ignored() {
+    let rig = Rig::filled(Memory::default()).await;
+    let mut bytes = prost::Message::encode_to_vec(&create("v"));
+    bytes.extend([0xfa, 0x3f, 0x01, b'x']); // field 1023
+    let answer = call_bytes(&rig.driver.client(), method("CreateVolume"), bytes).await;
+    assert_eq!(code(&answer), Code::Ok, "{answer:?}");
+}
+
+#[tokio::test]
+async fn many_connections_and_calls_at_once_are_all_answered() {
+    let rig = Rig::filled(Memory::default()).await;
+    rig.remote().await;
+    let mut calls = JoinSet::new();
+    for n in 0..200 {
+        // kubelet makes a new connection for every call.
+        let client = Client::connect(&rig.endpoint()).unwrap();
+        calls.spawn(async move {
+            client.controller().create_volume(create(&format!("v{}", n % 20))).await.map(drop)
+        });
+    }
+    while let Some(answer) = calls.join_next().await {
+        answer.unwrap().unwrap();
+    }
+    let mut controller = rig.driver.client().controller();
+    let made = controller.list_volumes(csi::ListVolumesRequest::default()).await.unwrap();
+    assert_eq!(made.into_inner().entries.len(), 21);
+}
