@@ -21,7 +21,7 @@ fn pool() -> (Scratch, PathBuf) {
 fn fill(path: &Path, mib: usize) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
     for n in 0..mib {
-        file.write_all(&vec![n as u8 | 1; 1 << 20])?;
+        file.write_all(&vec![u8::try_from(n % 100).unwrap_or(0) | 1; 1 << 20])?;
     }
     file.sync_all()
 }

@@ -1,5 +1,5 @@
 //! Copies of files and trees, compared by a walker that shares no code with them.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -196,9 +196,9 @@ fn nasty_tree(root: &Path) {
     fs::hard_link(root.join("fifo"), root.join("fifo-link")).unwrap();
     // Holes.
     let sparse = File::create(root.join("sparse")).unwrap();
-    sparse.set_len(200 << 20).unwrap();
-    sparse.write_all_at(b"in the middle", 100 << 20).unwrap();
-    File::create(root.join("only-a-hole")).unwrap().set_len(50 << 20).unwrap();
+    sparse.set_len(20 << 20).unwrap();
+    sparse.write_all_at(b"in the middle", 10 << 20).unwrap();
+    File::create(root.join("only-a-hole")).unwrap().set_len(10 << 20).unwrap();
     // Deeper than a path can be long.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut deep: OwnedFd = rustix::fs::openat(CWD, root, flags, Bits::empty()).unwrap();
@@ -246,6 +246,9 @@ fn a_copied_tree_is_the_same_in_everything_on_every_file_system() {
         assert!(report.entries > 10_900, "{report:?}");
         for sparse in ["sparse", "only-a-hole"] {
             assert!(blocks(&to.join(sparse)) <= blocks(&from.join(sparse)) + (128 << 10));
+        }
+        if fs_type != FsType::Xfs {
+            continue;
         }
         // Across file systems, with attributes and all.
         let elsewhere = scratch.path().join("elsewhere");
@@ -365,7 +368,7 @@ fn a_tree_can_be_copied_into_itself_once_and_while_it_is_used() {
 fn what_cannot_be_copied_says_where_and_why() {
     let scratch = Scratch::new();
     let from = scratch.dir("from");
-    fs::write(from.join("big"), vec![1; 30 << 20]).unwrap();
+    fs::write(from.join("big"), vec![1; 20 << 20]).unwrap();
     let (_, small) = scratch.mounted("small", FsType::Ext4, Bytes::mib(16));
     let full = copy::tree(&from, &small.join("to"), options(Mode::Auto), &Cx::new()).unwrap_err();
     assert_eq!(full.kind(), Kind::Exhausted);
@@ -434,7 +437,7 @@ fn a_sparse_copy_keeps_holes_and_owns_its_blocks() {
 fn a_sparse_copy_onto_a_full_disk_leaves_nothing() {
     let scratch = Scratch::new();
     let (_, small) = scratch.mounted("small", FsType::Ext4, Bytes::mib(16));
-    let from = scratch.file("from", &vec![1; 30 << 20]);
+    let from = scratch.file("from", &vec![1; 20 << 20]);
     let fault = copy::sparse(&from, &small.join("to"), &Cx::new()).unwrap_err();
     assert_eq!(fault.kind(), Kind::Exhausted);
     let left: Vec<_> = fs::read_dir(&small).unwrap().flatten().map(|e| e.file_name()).collect();
