@@ -19,7 +19,7 @@
 //!   was found, and nothing is changed: the old inode may be all that is left of the data.
 
 use crate::params::{DirectIo, Shape};
-use larder_host::{Host, LoopInfo, LoopRequest};
+use larder_host::{Backing, Host, LoopInfo, LoopRequest};
 use larder_model::{
     Bytes, Cx, Fault, Result,
     backend::{Attachment, Source},
@@ -34,8 +34,7 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) path: PathBuf,
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
+    pub(crate) backing: Backing,
     pub(crate) size: Bytes,
 }
 
@@ -56,8 +55,7 @@ impl Image {
         }
         Ok(Some(Self {
             path: path.to_owned(),
-            device: meta.dev(),
-            inode: meta.ino(),
+            backing: Backing { device: meta.dev(), inode: meta.ino() },
             size: Bytes::new(meta.len()),
         }))
     }
@@ -86,7 +84,7 @@ impl Image {
     }
 
     pub(crate) fn is_behind(&self, info: &LoopInfo) -> bool {
-        (info.backing_device, info.backing_inode) == (self.device, self.inode)
+        info.backing() == self.backing
     }
 }
 
@@ -94,8 +92,7 @@ impl Image {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attached {
     pub(crate) number: u32,
-    device: u64,
-    inode: u64,
+    backing: Backing,
 }
 
 impl Attached {
@@ -104,15 +101,15 @@ impl Attached {
     const INODE: &str = "backingInode";
 
     fn of(number: u32, image: &Image) -> Self {
-        Self { number, device: image.device, inode: image.inode }
+        Self { number, backing: image.backing }
     }
 
     /// For the node's record.
     pub(crate) fn record(self) -> Attachment {
         Attachment::from([
             (Self::LOOP.to_owned(), self.number.to_string()),
-            (Self::DEVICE.to_owned(), self.device.to_string()),
-            (Self::INODE.to_owned(), self.inode.to_string()),
+            (Self::DEVICE.to_owned(), self.backing.device.to_string()),
+            (Self::INODE.to_owned(), self.backing.inode.to_string()),
         ])
     }
 
@@ -124,8 +121,10 @@ impl Attached {
         let read = || {
             Some(Self {
                 number: attachment.get(Self::LOOP)?.parse().ok()?,
-                device: attachment.get(Self::DEVICE)?.parse().ok()?,
-                inode: attachment.get(Self::INODE)?.parse().ok()?,
+                backing: Backing {
+                    device: attachment.get(Self::DEVICE)?.parse().ok()?,
+                    inode: attachment.get(Self::INODE)?.parse().ok()?,
+                },
             })
         };
         read().ok_or_else(|| {
@@ -137,11 +136,11 @@ impl Attached {
     /// The device, if it is still the recorded one.
     pub(crate) fn find(self, host: &Host) -> Result<Option<LoopInfo>> {
         let info = host.loops.info(self.number)?;
-        Ok(info.filter(|i| (i.backing_device, i.backing_inode) == (self.device, self.inode)))
+        Ok(info.filter(|info| info.backing() == self.backing))
     }
 
     pub(crate) fn is(self, image: &Image) -> bool {
-        (self.device, self.inode) == (image.device, image.inode)
+        self.backing == image.backing
     }
 }
 
@@ -228,7 +227,7 @@ fn reuse(
     };
     if let Some(other) = other {
         cx.step("detach the device that was attached in another way")?;
-        host.loops.detach(info.number, info.backing_inode).map_err(|fault| {
+        host.loops.detach(info.number, info.backing()).map_err(|fault| {
             fault.during(format!(
                 "attach {}: it is attached {other} as {}",
                 image.path.display(),
@@ -266,7 +265,7 @@ fn only_one(host: &Host, image: &Image) -> Result<Option<LoopInfo>> {
     if found.len() > 1 {
         for info in &found {
             // Errors are for the count below to tell: in use means that it stays.
-            let _ = host.loops.detach(info.number, info.backing_inode);
+            let _ = host.loops.detach(info.number, info.backing());
         }
         found = host.loops.find(&image.path)?;
     }
@@ -322,7 +321,7 @@ pub(crate) fn detach_all(host: &Host, image: &Path) -> Result<()> {
         Err(fault) => return Err(fault),
     };
     for info in devices {
-        host.loops.detach(info.number, info.backing_inode)?;
+        host.loops.detach(info.number, info.backing())?;
     }
     Ok(())
 }

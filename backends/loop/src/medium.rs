@@ -325,7 +325,7 @@ impl Medium for LoopMedium {
         }
         // Left by a process that was killed: nobody has it mounted, open or published.
         for info in devices {
-            match self.host.loops.detach(info.number, info.backing_inode) {
+            match self.host.loops.detach(info.number, info.backing()) {
                 Ok(()) => {}
                 Err(fault) if fault.kind() == Kind::Precondition => {
                     return Ok(Some(fault.to_string()));
@@ -409,7 +409,7 @@ impl Medium for LoopMedium {
         match attachment.map(Attached::parse) {
             Some(Ok(attached)) => {
                 if let Some(info) = attached.find(&self.host)? {
-                    self.host.loops.detach(info.number, info.backing_inode).map_err(of_volume)?;
+                    self.host.loops.detach(info.number, info.backing()).map_err(of_volume)?;
                 }
             }
             // What the record does not tell is found by the image.

@@ -10,7 +10,7 @@ use rstest::rstest;
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,7 +18,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use support::{Ask, Driver, Ground, Staged, assert_files, run, write_files};
+use support::{Ask, Ground, assert_files, consistency, restored, write_files};
 
 const RECORD: usize = 4096;
 
@@ -98,32 +98,6 @@ fn size(fs: FsType) -> Bytes {
         FsType::Xfs => Bytes::mib(300),
         FsType::Btrfs => Bytes::mib(128),
     }
-}
-
-fn consistency(ground: &Ground, snapshot: &str) -> String {
-    let path = ground.pool_path("default").join("snapshots").join(snapshot).join("record.json");
-    let text = std::fs::read_to_string(path).unwrap();
-    let words = ["\"clean\"", "\"frozen\"", "\"crash\""];
-    let found: Vec<_> = words.iter().filter(|word| text.contains(**word)).collect();
-    assert_eq!(found.len(), 1, "{text}");
-    found[0].trim_matches('"').to_owned()
-}
-
-/// Restores a snapshot, looks at it with the file system's own checker, and mounts it.
-async fn restored(driver: &Driver, snapshot: &SnapshotId, fs: FsType) -> Staged {
-    let name = format!("r-{}", snapshot.native());
-    let ask = Ask::mount(&name, "", Bytes::ZERO).restore_of(snapshot);
-    let volume = driver.create(&ask).await.unwrap();
-    // The log is replayed by mounting.
-    let staged = driver.stage(&volume).await.unwrap();
-    driver.unstage(&staged).await.unwrap();
-    let image = driver.image(&volume.id).display().to_string();
-    match fs {
-        FsType::Ext4 => run("e2fsck", &["-f", "-n", &image]),
-        FsType::Xfs => run("xfs_repair", &["-n", "-f", &image]),
-        FsType::Btrfs => run("btrfs", &["check", "--readonly", &image]),
-    };
-    driver.stage(&volume).await.unwrap()
 }
 
 #[rstest]
@@ -242,88 +216,6 @@ async fn where_blocks_cannot_be_shared_nothing_is_copied_that_does_not_hold_stil
     driver.unstage(&staged).await.unwrap();
     driver.snapshot(&volume.id, "much").await.unwrap();
     assert_eq!(consistency(&ground, "much"), "clean");
-    ground.assert_clean();
-}
-
-/// A process in a mount namespace of its own that has `device` mounted at `target`.
-struct Elsewhere {
-    thread: JoinHandle<()>,
-    done: PathBuf,
-}
-
-impl Elsewhere {
-    fn mount(ground: &Ground, device: &Path, target: &Path) -> Self {
-        let (ready, done) = (ground.path().join("ready"), ground.path().join("done"));
-        // The copies of other tests' mounts would keep their devices.
-        let script = format!(
-            "for m in $(grep -o ' /tmp/larder[^ ]*' /proc/self/mountinfo | grep -v {ground}); do \
-             umount -l $m; done; mount -t ext4 {device} {target} && echo kept > {target}/file && touch {ready} && \
-             for i in $(seq 600); do [ -e {done} ] && break; sleep 0.05; done",
-            ground = ground.path().display(),
-            device = device.display(),
-            target = target.display(),
-            ready = ready.display(),
-            done = done.display(),
-        );
-        let thread = std::thread::spawn(move || {
-            run("unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
-        });
-        let end = Instant::now() + Duration::from_secs(20);
-        while !ready.exists() {
-            assert!(Instant::now() < end, "the other namespace does not come up");
-            std::thread::yield_now();
-        }
-        Self { thread, done }
-    }
-
-    fn end(self) {
-        File::create(&self.done).unwrap();
-        self.thread.join().unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_mount_in_another_namespace_is_frozen_too_and_keeps_its_volume() {
-    let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
-    let driver = ground.driver().await;
-    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
-    let staged = driver.stage(&volume).await.unwrap();
-    let elsewhere = Elsewhere::mount(&ground, &staged.device, &ground.folder("private"));
-    driver.unmount(&staged.target).await.unwrap();
-
-    let snapshot = driver.snapshot(&volume.id, "s").await.unwrap();
-    assert_eq!(consistency(&ground, "s"), "frozen");
-    let fault = driver.delete(&volume.id).await.unwrap_err();
-    assert_eq!(fault.kind(), Kind::Precondition);
-    assert!(fault.to_string().contains("private"), "{fault}");
-    use larder_model::Connect;
-    let cx = larder_model::Cx::new();
-    let attachment = Some(&staged.attachment);
-    let fault = driver.backend.disconnect(&volume.id, attachment, &cx).await.unwrap_err();
-    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
-    elsewhere.end();
-
-    let copy = restored(&driver, &snapshot.id, FsType::Ext4).await;
-    assert_eq!(std::fs::read_to_string(copy.target.join("file")).unwrap(), "kept\n");
-    driver.unstage(&copy).await.unwrap();
-    driver.backend.disconnect(&volume.id, attachment, &cx).await.unwrap();
-    ground.assert_clean();
-}
-
-#[tokio::test]
-async fn a_mount_that_is_hidden_is_not_mistaken_for_what_hides_it() {
-    let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
-    let driver = ground.driver().await;
-    let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
-    let staged = driver.stage(&volume).await.unwrap();
-    let target = staged.target.display().to_string();
-    run("mount", &["-t", "tmpfs", "none", &target]);
-    let fault = driver.snapshot(&volume.id, "s").await.unwrap_err();
-    assert_eq!(fault.kind(), Kind::Precondition);
-    assert!(fault.to_string().contains("cannot be reached"), "{fault}");
-    driver.unmount(&staged.target).await.unwrap();
-    driver.snapshot(&volume.id, "s").await.unwrap();
-    driver.unstage(&staged).await.unwrap();
     ground.assert_clean();
 }
 

@@ -36,7 +36,7 @@ async fn node_reasons(
 
 fn detach(driver: &Driver, image: &Path) {
     for info in driver.host.loops.find(image).unwrap() {
-        driver.host.loops.detach(info.number, info.backing_inode).unwrap();
+        driver.host.loops.detach(info.number, info.backing()).unwrap();
     }
 }
 

@@ -48,7 +48,7 @@ pub mod quota;
 mod sys;
 
 pub use filesystems::{FileSystems, Found, Usage};
-pub use loops::{LoopDevice, LoopInfo, LoopRequest, Loops};
+pub use loops::{Backing, LoopDevice, LoopInfo, LoopRequest, Loops};
 pub use mounts::{
     BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, MountRoot, Mounts, Unmount,
 };

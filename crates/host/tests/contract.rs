@@ -7,20 +7,20 @@ use larder_host::{
     BindRequest, DeviceUser, Found, Host, LoopRequest, Unmount, fake::FakeKernel, image,
 };
 use larder_model::{Bytes, FsType, Kind};
-use std::{os::unix::fs::MetadataExt, path::Path};
+use std::path::Path;
 use support::{Scratch, mount_request, request};
 
 /// The life of a volume, with the mistakes that callers make on the way.
 fn story(host: &Host, dir: &Path) {
     let image = dir.join("a.img");
     image::create_sparse(&image, Bytes::mib(64)).unwrap();
-    let inode = std::fs::metadata(&image).unwrap().ino();
+    let backing = larder_host::Backing::of(&image).unwrap();
     let wanted = LoopRequest { autoclear: true, ..request(&image) };
     let device = host.loops.attach(&wanted).unwrap();
     let (number, path) = (device.number, device.path.clone());
     let id = host.mounts.block_device(&path).unwrap();
     assert_eq!(host.loops.find(&image).unwrap()[0].device, id);
-    assert_eq!(host.loops.detach(number, inode).unwrap_err().kind(), Kind::Precondition);
+    assert_eq!(host.loops.detach(number, backing).unwrap_err().kind(), Kind::Precondition);
 
     let filesystems = &host.filesystems;
     assert_eq!(filesystems.probe(&path).unwrap(), Found::Blank);
@@ -61,7 +61,7 @@ fn story(host: &Host, dir: &Path) {
     let users = mounts.users_of_device(id).unwrap();
     let is_mount = |u: &DeviceUser| matches!(u, DeviceUser::Mount { .. });
     assert_eq!(users.iter().filter(|u| is_mount(u)).count(), 2, "{users:?}");
-    assert_eq!(host.loops.detach(number, inode).unwrap_err().kind(), Kind::Precondition);
+    assert_eq!(host.loops.detach(number, backing).unwrap_err().kind(), Kind::Precondition);
 
     image::grow(&image, Bytes::mib(96)).unwrap();
     assert_eq!(host.loops.set_capacity(number).unwrap(), Bytes::mib(96));
@@ -71,7 +71,7 @@ fn story(host: &Host, dir: &Path) {
     }
     assert!(!mounts.is_mount_point(&staging).unwrap());
     assert_eq!(host.loops.info(number).unwrap().map(|l| l.backing_inode), None, "autoclear");
-    host.loops.detach(number, inode).unwrap();
+    host.loops.detach(number, backing).unwrap();
 
     let device = host.loops.attach(&request(&image)).unwrap();
     filesystems.grow(&device.path, FsType::Ext4, None).unwrap();
@@ -79,7 +79,7 @@ fn story(host: &Host, dir: &Path) {
     assert_eq!(filesystems.size(&device.path, FsType::Ext4, None).unwrap(), Bytes::mib(96));
     let number = device.number;
     drop(device);
-    host.loops.detach(number, inode).unwrap();
+    host.loops.detach(number, backing).unwrap();
     assert_eq!(host.loops.find(&image).unwrap(), vec![]);
 }
 

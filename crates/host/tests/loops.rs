@@ -3,10 +3,14 @@
 
 mod support;
 
-use larder_host::{LoopRequest, Loops, image, loops::RealLoops};
+use larder_host::{Backing, LoopRequest, Loops, image, loops::RealLoops};
 use larder_model::{Bytes, FsType, Kind};
 use std::{collections::BTreeSet, os::unix::fs::MetadataExt, sync::Arc};
 use support::{Scratch, loops_below, mkfs, request};
+
+fn backing(path: &std::path::Path) -> Backing {
+    Backing::of(path).unwrap()
+}
 
 fn inode(path: &std::path::Path) -> u64 {
     std::fs::metadata(path).unwrap().ino()
@@ -38,11 +42,14 @@ fn detaching_is_repeatable_and_spares_a_device_that_is_someone_elses_by_now() {
     let device = loops.attach(&request(&image)).unwrap();
     let number = device.number;
     drop(device);
-    loops.detach(number, inode(&image) + 1).unwrap();
+    let other = Backing { inode: inode(&image) + 1, ..backing(&image) };
+    loops.detach(number, other).unwrap();
+    let elsewhere = Backing { device: 1, ..backing(&image) };
+    loops.detach(number, elsewhere).unwrap();
     assert!(loops.info(number).unwrap().is_some(), "another inode: not ours to remove");
-    loops.detach(number, inode(&image)).unwrap();
+    loops.detach(number, backing(&image)).unwrap();
     assert_eq!(loops_below(&scratch.path()), Vec::<u32>::new());
-    loops.detach(number, inode(&image)).unwrap();
+    loops.detach(number, backing(&image)).unwrap();
 }
 
 #[test]
@@ -53,7 +60,7 @@ fn a_device_in_use_is_not_detached_and_stays_as_it_was() {
     let device = loops.attach(&request(&image)).unwrap();
     let (number, path) = (device.number, device.path.clone());
     // Open: the kernel would only turn autoclear on, and the device would vanish later.
-    let fault = loops.detach(number, inode(&image)).unwrap_err();
+    let fault = loops.detach(number, backing(&image)).unwrap_err();
     assert_eq!(fault.kind(), Kind::Precondition);
     assert!(fault.to_string().contains("open in process"), "{fault}");
     assert!(!loops.info(number).unwrap().unwrap().autoclear);
@@ -62,12 +69,12 @@ fn a_device_in_use_is_not_detached_and_stays_as_it_was() {
     mkfs(&path, FsType::Ext4);
     let target = scratch.dir("m");
     scratch.mount(&path, FsType::Ext4, &target, &[]);
-    let fault = loops.detach(number, inode(&image)).unwrap_err();
+    let fault = loops.detach(number, backing(&image)).unwrap_err();
     assert_eq!(fault.kind(), Kind::Precondition);
     assert!(fault.to_string().contains("mounted at"), "{fault}");
     assert!(!loops.info(number).unwrap().unwrap().autoclear);
     scratch.unmount(&target);
-    loops.detach(number, inode(&image)).unwrap();
+    loops.detach(number, backing(&image)).unwrap();
 }
 
 #[test]
@@ -187,7 +194,7 @@ fn many_images_are_attached_at_the_same_time_each_to_its_own_device() {
             scratch.host.loops.find(i).unwrap().into_iter().map(move |info| (i, info.number))
         }) {
             let loops = scratch.host.loops.clone();
-            scope.spawn(move || loops.detach(number, inode(image)).unwrap());
+            scope.spawn(move || loops.detach(number, backing(image)).unwrap());
         }
     });
     assert_eq!(loops_below(&scratch.path()), Vec::<u32>::new());

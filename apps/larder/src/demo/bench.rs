@@ -289,7 +289,7 @@ fn unmount_all(folder: &Path, root: bool) -> larder_model::Result<()> {
     }
     if root {
         for info in host.loops.find(&folder.join("disk.img"))? {
-            host.loops.detach(info.number, info.backing_inode)?;
+            host.loops.detach(info.number, info.backing())?;
         }
     }
     Ok(())

@@ -186,7 +186,7 @@ impl Drop for Ground {
             }
             for info in self.host.loops.list().unwrap_or_default() {
                 if info.backing_file.as_ref().is_some_and(|f| f.starts_with(&here)) {
-                    let _ = self.host.loops.detach(info.number, info.backing_inode);
+                    let _ = self.host.loops.detach(info.number, info.backing());
                 }
             }
         }
@@ -490,4 +490,31 @@ pub(crate) fn assert_files(dir: &Path, seed: u64) {
             dir.display()
         );
     }
+}
+
+/// What the record of a snapshot says it is worth.
+pub(crate) fn consistency(ground: &Ground, snapshot: &str) -> String {
+    let path = ground.pool_path("default").join("snapshots").join(snapshot).join("record.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let words = ["\"clean\"", "\"frozen\"", "\"crash\""];
+    let found: Vec<_> = words.iter().filter(|word| text.contains(**word)).collect();
+    assert_eq!(found.len(), 1, "{text}");
+    found[0].trim_matches('"').to_owned()
+}
+
+/// Restores a snapshot, looks at it with the file system's own checker, and mounts it.
+pub(crate) async fn restored(driver: &Driver, snapshot: &SnapshotId, fs: FsType) -> Staged {
+    let name = format!("r-{}", snapshot.native());
+    let ask = Ask::mount(&name, "", Bytes::ZERO).restore_of(snapshot);
+    let volume = driver.create(&ask).await.unwrap();
+    // The log is replayed by mounting.
+    let staged = driver.stage(&volume).await.unwrap();
+    driver.unstage(&staged).await.unwrap();
+    let image = driver.image(&volume.id).display().to_string();
+    match fs {
+        FsType::Ext4 => run("e2fsck", &["-f", "-n", &image]),
+        FsType::Xfs => run("xfs_repair", &["-n", "-f", &image]),
+        FsType::Btrfs => run("btrfs", &["check", "--readonly", &image]),
+    };
+    driver.stage(&volume).await.unwrap()
 }

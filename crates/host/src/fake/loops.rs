@@ -1,7 +1,7 @@
 //! Fake loop devices: a table over real image files.
 
 use super::{FakeKernel, FakeLoop, State};
-use crate::{DeviceId, LoopDevice, LoopInfo, LoopRequest, Loops, sys::io_fault};
+use crate::{Backing, DeviceId, LoopDevice, LoopInfo, LoopRequest, Loops, sys::io_fault};
 use larder_model::{Bytes, Fault, Kind, Result};
 use rustix::io::Errno;
 use std::{os::unix::fs::MetadataExt, path::Path};
@@ -63,10 +63,14 @@ impl Loops for FakeLoops {
         Ok(state.info(number))
     }
 
-    fn detach(&self, number: u32, backing_inode: u64) -> Result<()> {
+    fn detach(&self, number: u32, backing: Backing) -> Result<()> {
         let mut state = self.0.state();
         state.fail("detach", || format!("detach loop device {number}"))?;
-        if state.loops.get(&number).is_none_or(|l| l.inode != backing_inode) {
+        if state
+            .loops
+            .get(&number)
+            .is_none_or(|l| (l.device, l.inode) != (backing.device, backing.inode))
+        {
             return Ok(());
         }
         let device = DeviceId { major: 7, minor: number };

@@ -52,6 +52,30 @@ pub struct LoopDevice {
     pub hold: OwnedFd,
 }
 
+/// The file behind a loop device, as the kernel knows it. Inodes repeat between file systems, so both
+/// numbers belong to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Backing {
+    /// Device of the file system that holds it (`st_dev`).
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
+impl Backing {
+    /// That of an image.
+    ///
+    /// # Errors
+    /// `NotFound`; see [`larder_model::Fault::io`].
+    pub fn of(image: &Path) -> Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(image).map_err(|e| {
+            larder_model::Fault::io(format!("look at image {}", image.display()), e)
+        })?;
+        Ok(Self { device: meta.dev(), inode: meta.ino() })
+    }
+}
+
 /// What the kernel says of an attached loop device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoopInfo {
@@ -79,6 +103,13 @@ pub struct LoopInfo {
     pub sector_size: u32,
     /// Size of the device.
     pub size: Bytes,
+}
+
+impl LoopInfo {
+    /// The file behind it.
+    pub fn backing(&self) -> Backing {
+        Backing { device: self.backing_device, inode: self.backing_inode }
+    }
 }
 
 /// Loop devices.
@@ -109,12 +140,12 @@ pub trait Loops: Send + Sync {
     /// `Internal`.
     fn info(&self, number: u32) -> Result<Option<LoopInfo>>;
 
-    /// Removes device `number` if it is still backed by inode `backing_inode`. Gone already, or
+    /// Removes device `number` if it is still backed by that file. Gone already, or
     /// somebody else's by now: done.
     ///
     /// # Errors
     /// `Precondition` while it is in use (the device then stays exactly as it was).
-    fn detach(&self, number: u32, backing_inode: u64) -> Result<()>;
+    fn detach(&self, number: u32, backing: Backing) -> Result<()>;
 
     /// Makes the device as large as its image is now; returns that size.
     ///

@@ -1,6 +1,6 @@
 //! The loop devices of this machine.
 
-use super::{LoopDevice, LoopInfo, LoopRequest, Loops, sys};
+use super::{Backing, LoopDevice, LoopInfo, LoopRequest, Loops, sys};
 use crate::{mounts::DeviceId, sys::io_fault};
 use larder_model::{Bytes, Fault, Kind, Result};
 use rustix::{
@@ -117,9 +117,11 @@ impl Loops for RealLoops {
         }))
     }
 
-    fn detach(&self, number: u32, backing_inode: u64) -> Result<()> {
+    fn detach(&self, number: u32, backing: Backing) -> Result<()> {
         let what = || format!("detach loop device {number}");
-        if !sysfs(number).join("loop/backing_file").exists() {
+        let is_ours = || Ok(self.info(number)?.is_some_and(|info| info.backing() == backing));
+        // Looked at before it is opened exclusively, which would get in the way of its new owner.
+        if !is_ours()? {
             return Ok(());
         }
         // Exclusive: fails while anything is mounted from it or stacked on it.
@@ -127,15 +129,12 @@ impl Loops for RealLoops {
             Ok(Some(device)) => device,
             Ok(None) => return Ok(()),
             Err(Errno::BUSY) => {
-                return match self.info(number)? {
-                    Some(info) if info.backing_inode == backing_inode => Err(busy(number, what())),
-                    _ => Ok(()),
-                };
+                return if is_ours()? { Err(busy(number, what())) } else { Ok(()) };
             }
             Err(e) => return Err(io_fault(what(), e)),
         };
         let before = match sys::status(&device.fd) {
-            Ok(status) if status.inode == backing_inode => status,
+            Ok(status) if status.backing() == backing => status,
             Ok(_) | Err(Errno::NXIO) => return Ok(()),
             Err(e) => return Err(io_fault(what(), e)),
         };
@@ -145,7 +144,7 @@ impl Loops for RealLoops {
             Err(e) => return Err(io_fault(what(), e)),
         }
         drop(device);
-        if gone(number, backing_inode, &before) {
+        if gone(number, backing) {
             return Ok(());
         }
         restore_flags(number, &before)?;
@@ -344,7 +343,7 @@ fn is_inode(path: &Path, status: &sys::Info64) -> bool {
 }
 
 /// Waits until the device has let go of the image.
-fn gone(number: u32, backing_inode: u64, before: &sys::Info64) -> bool {
+fn gone(number: u32, backing: Backing) -> bool {
     let end = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
@@ -358,8 +357,7 @@ fn gone(number: u32, backing_inode: u64, before: &sys::Info64) -> bool {
                 .ok()
                 .flatten()
                 .and_then(|device| sys::status(&device.fd).ok());
-            return status
-                .is_none_or(|now| (now.device, now.inode) != (before.device, backing_inode));
+            return status.is_none_or(|now| now.backing() != backing);
         }
         crate::sys::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
@@ -374,7 +372,7 @@ fn restore_flags(number: u32, before: &sys::Info64) -> Result<()> {
     let what = || format!("take back the removal of loop device {number}");
     let device = open_attached(number, &what)?;
     match sys::status(&device.fd) {
-        Ok(now) if (now.device, now.inode) == (before.device, before.inode) => {
+        Ok(now) if now.backing() == before.backing() => {
             sys::set_status(&device.fd, before).map_err(|e| io_fault(what(), e))
         }
         // It went after all.

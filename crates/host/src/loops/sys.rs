@@ -32,6 +32,9 @@ pub(super) struct Info64 {
 }
 
 impl Info64 {
+    pub(super) fn backing(&self) -> super::Backing {
+        super::Backing { device: self.device, inode: self.inode }
+    }
     pub(super) const EMPTY: Self = Self {
         device: 0,
         inode: 0,

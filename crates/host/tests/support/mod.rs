@@ -89,8 +89,8 @@ impl Drop for Scratch {
         };
         unmount_all(&|target| target.starts_with(&here) && target != here);
         for number in loops_below(&here) {
-            let inode = self.host.loops.info(number).ok().flatten().map(|i| i.backing_inode);
-            let _ = inode.map(|inode| self.host.loops.detach(number, inode));
+            let backing = self.host.loops.info(number).ok().flatten().map(|i| i.backing());
+            let _ = backing.map(|backing| self.host.loops.detach(number, backing));
         }
         unmount_all(&|target| target == here);
     }

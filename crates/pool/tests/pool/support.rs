@@ -367,7 +367,7 @@ impl Drop for Bench {
         }
         for info in host.loops.list().unwrap_or_default() {
             if info.backing_file.as_ref().is_some_and(|file| file.starts_with(&here)) {
-                let _ = host.loops.detach(info.number, info.backing_inode);
+                let _ = host.loops.detach(info.number, info.backing());
             }
         }
     }

@@ -225,11 +225,14 @@ impl Connect for ImageBackend {
         match attachment {
             Some(attachment) => {
                 let (number, inode) = number(attachment);
-                self.host.loops.detach(number, inode)
+                match self.host.loops.info(number)?.filter(|info| info.backing_inode == inode) {
+                    Some(info) => self.host.loops.detach(number, info.backing()),
+                    None => Ok(()),
+                }
             }
             None => {
                 for there in self.host.loops.find(&self.image(id))? {
-                    self.host.loops.detach(there.number, there.backing_inode)?;
+                    self.host.loops.detach(there.number, there.backing())?;
                 }
                 Ok(())
             }

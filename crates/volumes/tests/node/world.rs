@@ -345,7 +345,7 @@ impl Drop for World {
         let Ok(entries) = fs::read_dir(self.dir.path().join("pool")) else { return };
         for image in entries.filter_map(std::result::Result::ok).map(|e| e.path()) {
             for there in self.host.loops.find(&image).unwrap_or_default() {
-                let _ = self.host.loops.detach(there.number, there.backing_inode);
+                let _ = self.host.loops.detach(there.number, there.backing());
             }
         }
     }
