@@ -66,7 +66,9 @@ impl Client {
         let channel = tonic::transport::Endpoint::try_from(endpoint.to_string())
             .map_err(|e| Fault::invalid(format!("use endpoint {endpoint}")).because(e))?
             .connect_lazy();
-        Ok(Self(BoxCloneSyncService::new(channel.map_err(TransportError::new))))
+        let endpoint = endpoint.clone();
+        let lost = move |error| TransportError::new(lost(&endpoint, error));
+        Ok(Self(BoxCloneSyncService::new(channel.map_err(lost))))
     }
 
     /// The Identity service.
@@ -98,6 +100,31 @@ impl Client {
     /// The channel itself, for further gRPC clients.
     pub fn channel(&self) -> Channel {
         self.0.clone()
+    }
+}
+
+/// What a caller is told when a call got no answer. UNAVAILABLE where tonic knows no code, because
+/// the call may have had its effect and may be repeated; UNKNOWN would be final to callers.
+fn lost(endpoint: &Endpoint, error: tonic::transport::Error) -> tonic::Status {
+    use tonic::{Code, Status};
+    let mut why = error.to_string();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !why.ends_with(&text) {
+            why = format!("{why}: {text}");
+        }
+        cause = error.source();
+    }
+    match Status::from_error(Box::new(error)).code() {
+        // The client's own clock, set by the deadline.
+        Code::Cancelled | Code::DeadlineExceeded => Status::deadline_exceeded(format!(
+            "wait for the driver at {endpoint}: the deadline has passed (hint: the work goes on; \
+             repeat the same call to get its result)"
+        )),
+        _ => Status::unavailable(format!(
+            "call the driver at {endpoint}: {why} (hint: see whether it runs, and repeat the call)"
+        )),
     }
 }
 

@@ -17,7 +17,6 @@ use larder_proto::csi::{
 };
 use larder_volumes::control::{BlockPage, BlockStream, PluginCapability, QueryBlocks};
 use std::sync::Arc;
-use tokio_util::task::TaskTracker;
 use tonic::{Request, Response};
 use tracing::Instrument;
 
@@ -25,7 +24,7 @@ type Messages<T> = tonic::codegen::BoxStream<T>;
 
 impl Services {
     async fn blocks<R, T>(
-        &self,
+        self: Arc<Self>,
         request: Request<R>,
         message: fn(i64, Vec<BlockMetadata>) -> T,
     ) -> Answer<Messages<T>>
@@ -39,7 +38,7 @@ impl Services {
         let query = self.accept(request)?;
         // The first page is read here: a refusal is the call's own answer.
         let pages = self.control.blocks(query).await.map_err(|fault| status(&fault))?;
-        let messages = on_tasks(pages, self.tracker.clone()).map(move |page| match page {
+        let messages = self.clone().on_tasks(pages).map(move |page| match page {
             Ok(page) => {
                 let (size, blocks) = reply::blocks(page);
                 Ok(message(size, blocks))
@@ -51,29 +50,36 @@ impl Services {
         });
         Ok(Response::new(Box::pin(messages)))
     }
-}
 
-/// Reads each page on a task of its own, so that a panic ends this stream and not the connection
-/// with all its other calls. After a fault nothing follows.
-fn on_tasks(pages: BlockStream, tracker: TaskTracker) -> impl Stream<Item = Result<BlockPage>> {
-    stream::unfold(Some(pages), move |pages| {
-        let tracker = tracker.clone();
-        let span = tracing::Span::current();
-        async move {
-            let mut pages = pages?;
-            let read = async move { (pages.next().await, pages) };
-            match tracker.spawn(read.instrument(span)).await {
-                Ok((Some(Ok(page)), pages)) => Some((Ok(page), Some(pages))),
-                Ok((Some(Err(fault)), _)) => Some((Err(fault), None)),
-                Ok((None, _)) => None,
-                Err(_) => Some((
-                    Err(Fault::internal("read the blocks of the snapshot: the work panicked")
-                        .hint("this is a bug of Larder; its log has the place")),
-                    None,
-                )),
+    /// Reads each page on a task of its own, so that a panic ends this stream and not the
+    /// connection with all its other calls. After a fault nothing follows. Each page is let in like
+    /// a call: once the driver has stopped, its storage is not touched.
+    fn on_tasks(self: Arc<Self>, pages: BlockStream) -> impl Stream<Item = Result<BlockPage>> {
+        stream::unfold(Some(pages), move |pages| {
+            let services = self.clone();
+            let span = tracing::Span::current();
+            async move {
+                let mut pages = pages?;
+                let tracker = services.tracker.clone();
+                let read = async move {
+                    match services.gate.check() {
+                        Ok(()) => (pages.next().await, pages),
+                        Err(fault) => (Some(Err(fault)), pages),
+                    }
+                };
+                match tracker.spawn(read.instrument(span)).await {
+                    Ok((Some(Ok(page)), pages)) => Some((Ok(page), Some(pages))),
+                    Ok((Some(Err(fault)), _)) => Some((Err(fault), None)),
+                    Ok((None, _)) => None,
+                    Err(_) => Some((
+                        Err(Fault::internal("read the blocks of the snapshot: the work panicked")
+                            .hint("this is a bug of Larder; its log has the place")),
+                        None,
+                    )),
+                }
             }
-        }
-    })
+        })
+    }
 }
 
 #[tonic::async_trait]

@@ -24,7 +24,7 @@ pub use gate::State;
 
 use crate::{request::Check, status::status};
 
-use larder_model::{DriverName, Fault, Result};
+use larder_model::{DriverName, Fault, Result, id::quoted};
 use larder_proto::{csi, larder};
 use larder_volumes::{ControlEngine, control::ControllerCapability, node::NodeEngine};
 use std::{collections::BTreeMap, sync::Arc};
@@ -83,9 +83,10 @@ impl Services {
     fn accept<R: Check>(&self, request: Request<R>) -> std::result::Result<R::Typed, Status> {
         let request = request.into_inner();
         if let Some(subject) = request.subject() {
-            // Quoted: it was not checked yet.
-            let subject = larder_model::id::quoted(subject);
-            tracing::Span::current().record("volume", tracing::field::display(subject));
+            // Escaped, because it was not checked yet.
+            let subject = quoted(subject);
+            let subject = tracing::field::display(subject.trim_matches('"'));
+            tracing::Span::current().record("volume", subject);
         }
         self.gate.check().and_then(|()| request.check()).map_err(|fault| status(&fault))
     }

@@ -205,3 +205,17 @@ async fn a_panic_ends_its_stream_and_not_the_connection() {
     end.unwrap();
     assert_eq!(pages[0].block_metadata.len(), 10);
 }
+
+#[tokio::test]
+async fn a_stream_ends_with_its_driver_and_touches_no_storage_afterwards() {
+    let rig = written(30).await;
+    let mut stream = allocated(&rig.driver.client(), 0, 1).await.unwrap();
+    stream.message().await.unwrap().unwrap();
+    let busy = rig.driver.shutdown(Duration::from_millis(200)).await;
+    assert!(busy.is_empty());
+    assert_eq!(rig.backend.calls("stop"), 1);
+    let before = rig.backend.calls("extents");
+    let (_, end) = read(stream).await;
+    assert_eq!(end.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(rig.backend.calls("extents"), before);
+}
