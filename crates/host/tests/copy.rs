@@ -73,8 +73,10 @@ fn walk(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
                 }
                 _ => Vec::new(),
             };
+            // xfs lists every ACL a second time, in its own form.
             let attributes = xattr::list(&in_proc)
                 .unwrap()
+                .filter(|n| !n.as_bytes().starts_with(b"trusted.SGI_ACL_"))
                 .map(|n| {
                     let value = xattr::get(&in_proc, &n).unwrap().unwrap();
                     (n.as_bytes().to_vec(), value)
