@@ -108,6 +108,7 @@ fn marked(valid: &DynamicMessage) -> Vec<(String, DynamicMessage)> {
 async fn no_secret_is_logged_or_told() {
     let captured = Captured::default();
     tracing_subscriber::fmt()
+        .with_ansi(false)
         .with_max_level(tracing::Level::TRACE)
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         .with_writer(captured.clone())
