@@ -25,6 +25,7 @@ impl Loops for FakeLoops {
             free.ok_or_else(|| io_fault(what(), Errno::BUSY).with_kind(Kind::Exhausted))?;
         let (holder, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| io_fault(what(), e))?;
+        state.make_dev()?;
         let path = state.loop_path(number);
         std::os::unix::fs::symlink(&request.image, &path).map_err(|e| Fault::io(what(), e))?;
         let device = FakeLoop {

@@ -47,8 +47,8 @@ const MAGIC: &str = "LARDER-FAKE-FS";
 pub struct FakeKernel(Arc<Mutex<State>>);
 
 struct State {
-    /// Stands in for `/dev`: links to the images.
-    dev: tempfile::TempDir,
+    /// Stands in for `/dev`: links to the images. Made for the first loop device.
+    dev: Option<tempfile::TempDir>,
     mounts: Vec<FakeMount>,
     next_mount: u64,
     loops: BTreeMap<u32, FakeLoop>,
@@ -82,15 +82,7 @@ struct FakeLoop {
 
 impl FakeKernel {
     /// A kernel with nothing but a root file system.
-    ///
-    /// # Panics
-    /// When there is no place for temporary files.
-    #[allow(clippy::expect_used, reason = "for tests only")]
     pub fn new() -> Self {
-        let dev = tempfile::Builder::new()
-            .prefix("larder-fake-dev-")
-            .tempdir()
-            .expect("a place for temporary files");
         let root = std::fs::metadata("/").map(|m| DeviceId::from_raw(m.dev()));
         let entry = MountEntry {
             id: 1,
@@ -104,7 +96,7 @@ impl FakeKernel {
             super_options: vec!["rw".into()],
         };
         Self(Arc::new(Mutex::new(State {
-            dev,
+            dev: None,
             mounts: vec![FakeMount { entry, block_device: None }],
             next_mount: 100,
             loops: BTreeMap::new(),
@@ -256,13 +248,23 @@ impl State {
         if let Some(m) = self.mounts.iter().rev().find(|m| m.entry.target == path) {
             return m.block_device;
         }
-        let name = path.strip_prefix(self.dev.path()).ok()?.to_str()?;
+        let name = path.strip_prefix(self.dev.as_ref()?.path()).ok()?.to_str()?;
         let minor = name.strip_prefix("loop")?.parse().ok()?;
         self.loops.contains_key(&minor).then_some(DeviceId { major: 7, minor })
     }
 
     fn loop_path(&self, number: u32) -> PathBuf {
-        self.dev.path().join(format!("loop{number}"))
+        let dev = self.dev.as_ref().map_or(Path::new("/nowhere"), tempfile::TempDir::path);
+        dev.join(format!("loop{number}"))
+    }
+
+    /// Makes the stand-in for `/dev`, once.
+    fn make_dev(&mut self) -> Result<()> {
+        if self.dev.is_none() {
+            let dir = tempfile::Builder::new().prefix("larder-fake-dev-").tempdir();
+            self.dev = Some(dir.map_err(|e| Fault::io("make the fake devices' folder", e))?);
+        }
+        Ok(())
     }
 
     fn detach(&mut self, number: u32) {
