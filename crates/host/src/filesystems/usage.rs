@@ -18,12 +18,13 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ffi::{OsStr, OsString},
     io::Write,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -143,8 +144,7 @@ fn from_statvfs(stat: &StatVfs) -> Usage {
 
 /// Opens `path` (`O_PATH`) if only local file systems lie on the way; None otherwise.
 fn walk(path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
-    let table = std::fs::read("/proc/self/mountinfo").ok();
-    let Some(table) = table.and_then(|text| parse_mountinfo(&text)) else { return Ok(None) };
+    let mut table = None;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = || rustix::fs::openat(CWD, "/", flags, Mode::empty());
     if path.is_relative() {
@@ -169,7 +169,7 @@ fn walk(path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
             AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC,
             StatxFlags::TYPE | StatxFlags::MNT_ID,
         )?;
-        if !is_local(&table, stat.stx_mnt_id) {
+        if !is_local(&next, stat.stx_mnt_id, &mut table) {
             return Ok(None);
         }
         if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Symlink {
@@ -201,6 +201,36 @@ fn components(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
-fn is_local(table: &[MountEntry], mount: u64) -> bool {
-    table.iter().any(|m| m.id == mount && LOCAL.contains(&m.fs_type.as_str()))
+/// Mounts of local file systems that were met before, by the id that the kernel never gives twice.
+/// Kubelet asks for every volume once a minute; reading a table of a thousand mounts each time would
+/// take longer than all the rest.
+static KNOWN: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+/// Then it is begun anew: most of these mounts are gone.
+const MOST_KNOWN: usize = 8192;
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+fn is_local(place: &OwnedFd, mount: u64, table: &mut Option<Vec<MountEntry>>) -> bool {
+    let at = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let unique = rustix::fs::statx(place, "", at, MNT_ID_UNIQUE)
+        .ok()
+        .filter(|stat| stat.stx_mask & MNT_ID_UNIQUE.bits() != 0)
+        .map(|stat| stat.stx_mnt_id);
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if unique.is_some_and(|id| known().contains(&id)) {
+        return true;
+    }
+    let table = table.get_or_insert_with(|| {
+        let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+        parse_mountinfo(&text).unwrap_or_default()
+    });
+    let local = table.iter().any(|m| m.id == mount && LOCAL.contains(&m.fs_type.as_str()));
+    if let Some(id) = unique.filter(|_| local) {
+        let mut known = known();
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(id);
+    }
+    local
 }
