@@ -270,7 +270,7 @@ impl Drop for Bench {
         }
         for info in self.host.loops.list().unwrap_or_default() {
             if info.backing_file.as_ref().is_some_and(|file| file.starts_with(&here)) {
-                let _ = self.host.loops.detach(info.number, info.backing_inode);
+                let _ = self.host.loops.detach(info.number, info.backing());
             }
         }
     }
