@@ -25,12 +25,13 @@ pub(crate) const IDENTITY: &str = "larder-pool.json";
 pub(crate) const CREATING: &str = "creating";
 pub(crate) const DELETING: &str = "deleting";
 pub(crate) const STATIC: &str = "static";
+pub(crate) const LOCKS: &str = ".larder/locks";
 pub(crate) const SCRATCH: &str = ".larder/scratch";
 /// Follows the name of a static volume in the name of its record.
 pub(crate) const STATIC_RECORD: &str = ".larder.json";
 /// What makes up a pool besides its identity, parents first.
 pub(crate) const FOLDERS: [&str; 8] =
-    [".larder", ".larder/locks", SCRATCH, "volumes", "snapshots", CREATING, DELETING, STATIC];
+    [".larder", LOCKS, SCRATCH, "volumes", "snapshots", CREATING, DELETING, STATIC];
 
 pub(crate) fn owner_lock(pool: &Path) -> PathBuf {
     pool.join(".larder").join("lock")
@@ -73,7 +74,7 @@ impl Shelf {
     }
     /// The lock file of one of them, in a shared pool.
     pub(crate) fn lock(self, pool: &Path, native: &Native, what: &str) -> PathBuf {
-        pool.join(".larder/locks").join(format!("{self}-{native}.{what}"))
+        pool.join(LOCKS).join(format!("{self}-{native}.{what}"))
     }
 }
 
@@ -83,7 +84,7 @@ impl fmt::Display for Shelf {
     }
 }
 
-/// What `name`, in `deleting`, was.
+/// What `name`, in `deleting` or `.larder/locks`, belongs to.
 pub(crate) fn parse_grave(name: &str) -> Option<(Shelf, Native)> {
     parse_work(name.rsplit_once('.')?.0)
 }

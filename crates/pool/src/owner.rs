@@ -32,6 +32,9 @@ impl OwnerNote {
 
 impl fmt::Display for OwnerNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pid == 0 {
+            return f.write_str("another process");
+        }
         write!(f, "process {}", self.pid)?;
         if !self.driver.is_empty() {
             write!(f, " ({})", self.driver)?;

@@ -129,6 +129,19 @@ impl<M: Medium> Places<M> {
         }
     }
 
+    /// One pool under two names (a symlink, a bind mount, a copy of its directory): each volume
+    /// would have two ids.
+    fn refuse_second(&self, name: &PoolName, id: Uuid) -> Result<()> {
+        let same = |place: &Place| place.state().pool.as_ref().is_some_and(|pool| pool.id() == id);
+        match self.places.iter().find(|(other, place)| *other != name && same(place)) {
+            None => Ok(()),
+            Some((other, _)) => Err(Fault::unavailable(format!(
+                "use pool {name}: it is the same as pool {other} (id {id})"
+            ))
+            .hint("configure it once; a copy of a pool needs an id of its own")),
+        }
+    }
+
     /// One attempt to open; notes the outcome in the place.
     fn open(&self, name: &PoolName, place: &Place, create: bool, cx: &Cx) -> Result<Opening> {
         let known = place.state().known;
@@ -141,6 +154,7 @@ impl<M: Medium> Places<M> {
         };
         let attempt = || -> Result<Opening> {
             let (identity, file) = opener.prove(known, create)?;
+            self.refuse_second(name, identity.id)?;
             let former = place.state().pool.clone();
             if let Some(former) = former {
                 if former.accept(file) {

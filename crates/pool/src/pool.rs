@@ -325,7 +325,7 @@ impl Pool {
             .hint("ask again when it is back"))
     }
 
-    /// Whether the pool is where and what it was; one or two system calls.
+    /// Whether the pool is where and what it was, and ours; two or three system calls.
     pub(crate) fn still_there(&self) -> bool {
         let config = self.config();
         if self.0.read_only && !self.is_read_only() {
@@ -333,6 +333,7 @@ impl Pool {
             return false;
         }
         file_id(&config.path.join(IDENTITY)).is_ok_and(|file| file == *self.seen())
+            && self.is_owner()
             && (config.mount == MountRule::Optional
                 || self.0.host.mounts.is_mount_point(&config.path).unwrap_or(false))
     }
@@ -341,12 +342,17 @@ impl Pool {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the lock that we hold is the one that others would take: somebody may have removed
+    /// its file. True for shared and read-only pools, which have none.
+    fn is_owner(&self) -> bool {
+        self.0.owner.as_ref().is_none_or(|(_, held)| {
+            file_id(&owner_lock(self.path())).is_ok_and(|there| there == *held)
+        })
+    }
+
     /// Accepts that the pool came back as `file`, when it is still ours alone (or shared).
     pub(crate) fn accept(&self, file: FileId) -> bool {
-        let same = match &self.0.owner {
-            Some((_, held)) => file_id(&owner_lock(self.path())).is_ok_and(|there| there == *held),
-            None => self.0.config.shared && !self.0.read_only,
-        };
+        let same = !self.0.read_only && self.is_owner();
         if same {
             *self.seen() = file;
         }

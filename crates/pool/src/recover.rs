@@ -9,11 +9,11 @@
 //! What has a name that we do not give is left alone and said in the log.
 
 use crate::{
-    layout::{CREATING, DELETING, STATIC, Shelf, parse_grave, parse_work},
+    layout::{CREATING, DELETING, LOCKS, STATIC, Shelf, parse_grave, parse_work},
     medium::Medium,
     pool::Pool,
 };
-use larder_host::durable;
+use larder_host::{durable, lock::FileLock};
 use larder_model::{Cx, Fault, Native, Result};
 use std::{
     os::unix::fs::MetadataExt,
@@ -26,7 +26,9 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool, cx: &Cx) -> Result<
     if pool.was_read_only() {
         return Ok(());
     }
-    if !pool.config().shared {
+    if pool.config().shared {
+        sweep_locks(pool)?;
+    } else {
         empty_scratch(pool)?;
         durable::sweep_temporary(&pool.path().join(STATIC))?;
     }
@@ -51,10 +53,13 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool, cx: &Cx) -> Result<
     let (medium, pool, cx) = (medium.clone(), pool.clone(), cx.clone());
     let sweep = move || {
         for (path, shelf, native) in graves {
-            let Ok(_lock) = pool.shared_lock_now(shelf, &native) else { continue };
+            let Ok(lock) = pool.shared_lock_now(shelf, &native) else { continue };
             let buried = cx.step("remove what was deleted");
             if let Err(fault) = buried.and_then(|()| bury(&*medium, &pool, &path, &cx)) {
                 tracing::warn!(pool = %pool.name(), "{fault}; the next start tries again");
+            }
+            if !pool.catalog().contains(shelf, &native) {
+                pool.forget_locks(shelf, &native, lock);
             }
         }
     };
@@ -117,6 +122,18 @@ fn empty_scratch(pool: &Pool) -> Result<()> {
     let io = |e| Fault::io(format!("list {}", folder.display()), e);
     for entry in std::fs::read_dir(&folder).map_err(io)? {
         durable::remove_tree(&entry.map_err(io)?.path())?;
+    }
+    Ok(())
+}
+
+/// Locks of what never came to exist. Whoever waits for one notices that its file was removed.
+fn sweep_locks(pool: &Pool) -> Result<()> {
+    for (path, shelf, native) in works(&pool.path().join(LOCKS), parse_grave)? {
+        if !pool.catalog().contains(shelf, &native)
+            && let Ok(Some(lock)) = FileLock::try_exclusive(&path)
+        {
+            let _ = std::fs::remove_file(lock.path());
+        }
     }
     Ok(())
 }

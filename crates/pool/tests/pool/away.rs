@@ -323,3 +323,40 @@ async fn what_began_before_a_pool_was_replaced_does_not_appear_in_the_new_one() 
     // The old copy is not owned any more.
     assert_eq!(larder_pool::owner(&pool.with_extension("old")).unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_lock_file_that_is_removed_does_not_let_two_in() {
+    let bench = Bench::default();
+    let first = prepared(&bench).await;
+    let lock = bench.pool("a").join(".larder/lock");
+    fs::remove_file(&lock).unwrap();
+    // The second takes the pool; the first notices at its next call and stays out.
+    let second = bench.stopped();
+    fs::remove_file(bench.pool("b").join(".larder/lock")).unwrap();
+    second.start(&Cx::new()).await.unwrap();
+    second.create(&spec("a/w")).await.unwrap();
+    all_unavailable(&first).await;
+    let text = first.get("a/v").await.unwrap_err().to_string();
+    assert!(text.contains("fake.example") && text.contains("owns it"), "{text}");
+    second.stop().await;
+    assert_eq!(first.ids().await, ["a/v", "a/w"], "when it is free again it is loaded anew");
+}
+
+#[tokio::test]
+async fn one_pool_under_two_names_is_served_under_one() {
+    let mut bench = Bench::default();
+    let link = bench.path().join("link");
+    std::os::unix::fs::symlink(bench.pool("a"), &link).unwrap();
+    bench.change("b", |config| config.path = link);
+    let backend = bench.start().await;
+    backend.create(&spec("a/v")).await.unwrap();
+    let fault = backend.get("b/v").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Unavailable);
+    assert!(fault.to_string().contains("same as pool a"), "{fault}");
+    assert_eq!(backend.ids().await, ["a/v"]);
+    let twice = bench.pool("a");
+    bench.change("b", |config| config.path = twice);
+    let note = larder_pool::OwnerNote::default();
+    let twice = LocalBackend::new(bench.medium.clone(), Host::real(), note, bench.pools.clone());
+    assert_eq!(twice.unwrap_err().kind(), Kind::Invalid);
+}

@@ -306,8 +306,13 @@ async fn a_node_of_a_shared_pool_leaves_the_others_work_alone() {
     backend.delete("a/v").await.unwrap();
     // What a killed node left is cleared by the next start of any.
     std::fs::create_dir(bench.pool("a").join("creating/volume-dead")).unwrap();
+    let missing = copied("a/never", ContentSource::Volume(volume("a/none")));
+    backend.create(&missing).await.unwrap_err();
     drop(backend);
     let _backend = bench.start().await;
     settled(&bench).await;
     assert_eq!(bench.state().len(), 1);
+    let locks = bench.pool("a").join(".larder/locks");
+    let only = || file_names(&locks).iter().map(String::as_str).eq(["volume-clone.use"]);
+    wait_for("the end of locks without volumes", only).await;
 }
