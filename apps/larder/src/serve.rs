@@ -36,6 +36,7 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     for problem in &problems {
         tracing::warn!("{problem}");
     }
+    raise_descriptor_limit();
     let mut registry = Registry::default();
     let common = Common::new(&settings, &mut registry).await?;
     let drivers =
@@ -78,6 +79,15 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     tasks.close();
     let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
     Ok(())
+}
+
+/// Copies of trees hold many files open at once, and services start with a soft limit of 1024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// Starts the driver, again and again where an administrator must mend something first.
