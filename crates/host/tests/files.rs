@@ -291,7 +291,12 @@ fn a_command_dies_with_the_process_that_runs_it() {
     child.kill().unwrap();
     child.wait().unwrap();
     let end = Instant::now() + Duration::from_secs(10);
-    while fs::read_to_string(format!("/proc/{}/comm", pid.trim())).is_ok() {
+    // Whoever adopts it may not have buried it yet.
+    let lives = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X ")
+    };
+    while lives() {
         assert!(Instant::now() < end, "the command outlived us");
         std::thread::yield_now();
     }
