@@ -65,10 +65,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let targets: Vec<_> = discover::targets()?.into_iter().filter(wanted).collect();
     ensure!(!targets.is_empty(), "there is no such test target");
     larder_needs::ensure(&[Purpose::Build, Purpose::Vm])?;
+    // Tests that serve it in a machine start the binary that everybody else has.
+    proc::run(proc::cargo().args(["build", "--package", "larder"]))?;
+    let larder = crate::target_dir()?.join("debug/larder");
     let mut sum = Totals::default();
     for target in &targets {
         let binary = build(target)?;
-        sum = sum + run_one(target, &binary, &args.arguments)?;
+        sum = sum + run_one(target, &binary, &larder, &args.arguments)?;
     }
     println!("{sum}");
     Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -92,12 +95,12 @@ fn build(target: &Target) -> Result<PathBuf> {
     text.lines().find_map(artifact).with_context(|| format!("no binary of {}", target.name))
 }
 
-fn run_one(target: &Target, binary: &Path, arguments: &[String]) -> Result<Totals> {
+fn run_one(target: &Target, binary: &Path, larder: &Path, arguments: &[String]) -> Result<Totals> {
     println!("     Running {} {}", target.package, target.name);
     let (text, ended) = if target.is_inside() {
-        run_inside(target, binary, arguments)?
+        run_inside(target, binary, larder, arguments)?
     } else {
-        run_here(binary, arguments)?
+        run_here(binary, larder, arguments)?
     };
     let totals = totals::parse(&text).unwrap_or_default();
     if totals.failed == 0
@@ -110,11 +113,15 @@ fn run_one(target: &Target, binary: &Path, arguments: &[String]) -> Result<Total
 }
 
 /// What the binary printed, and how it ended when that was not success.
-fn run_here(binary: &Path, arguments: &[String]) -> Result<(String, Option<String>)> {
+fn run_here(
+    binary: &Path,
+    larder: &Path,
+    arguments: &[String],
+) -> Result<(String, Option<String>)> {
     let mut command = std::process::Command::new(binary);
     command.args(arguments).current_dir(crate::root());
     // Two machines at a time: more do not fit two processors.
-    command.env("RUST_TEST_THREADS", "2");
+    command.env("RUST_TEST_THREADS", "2").env("LARDER_BIN", larder);
     let output = command.stderr(std::process::Stdio::inherit()).output();
     let output = output.with_context(|| format!("failed to start {}", binary.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -125,6 +132,7 @@ fn run_here(binary: &Path, arguments: &[String]) -> Result<(String, Option<Strin
 fn run_inside(
     target: &Target,
     binary: &Path,
+    larder: &Path,
     arguments: &[String],
 ) -> Result<(String, Option<String>)> {
     let folder = binary.parent().context("a binary has a folder")?;
@@ -135,6 +143,7 @@ fn run_inside(
         .timeout(Duration::from_secs(60 * u64::from(target.minutes)))
         .env("TMPDIR", "/scratch")
         .env("RUST_BACKTRACE", "1")
+        .env("LARDER_BIN", larder)
         .streams(Streams::PassedThrough)
         .share(crate::root());
     if !folder.starts_with(crate::root()) {
