@@ -35,7 +35,6 @@ const RULES: &[Rule] = &[
     // Tools and tests may use anything.
     Rule { name: "larder-needs",        ours: &[], never: &[] },
     Rule { name: "larder-vm",           ours: &["larder-needs"], never: &[] },
-    Rule { name: "larder-system-tests", ours: &["larder*"], never: &[] },
     Rule { name: "xtask",               ours: &["larder-needs", "larder-vm"], never: &[] },
 ];
 
