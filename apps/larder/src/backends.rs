@@ -2,9 +2,9 @@
 
 use crate::config::DriverSettings;
 use larder_host::{Host, freeze::Freezer};
-use larder_model::{Backend, NodeName, Result, backend::Parameter};
-use larder_pool::OwnerNote;
-use std::sync::Arc;
+use larder_model::{Backend, NodeName, PoolName, Result, backend::Parameter};
+use larder_pool::{OwnerNote, PoolConfig};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What every backend is made from.
 #[derive(Debug)]
@@ -26,6 +26,12 @@ impl Parts<'_> {
     }
 }
 
+/// A driver's pools in the configuration.
+type Pools = BTreeMap<PoolName, PoolConfig>;
+
+/// What a person should know of them.
+type Advice = Vec<(PoolName, String)>;
+
 /// A kind of storage.
 #[derive(Debug)]
 pub(crate) struct BackendKind {
@@ -33,14 +39,26 @@ pub(crate) struct BackendKind {
     pub(crate) name: &'static str,
     /// The parameters that its StorageClasses take.
     pub(crate) parameters: &'static [Parameter],
+    /// Looks at its pools in the configuration: an error that is fatal, and warnings.
+    pub(crate) advise: fn(&Pools) -> Result<Advice>,
     /// Makes it, not started.
     pub(crate) make: fn(Parts<'_>) -> Result<Arc<dyn Backend>>,
 }
 
 /// The list.
 pub(crate) const KINDS: &[BackendKind] = &[
-    BackendKind { name: "dir", parameters: larder_backend_dir::PARAMETERS, make: dir },
-    BackendKind { name: "loop", parameters: larder_backend_loop::PARAMETERS, make: r#loop },
+    BackendKind {
+        name: "dir",
+        parameters: larder_backend_dir::PARAMETERS,
+        advise: larder_backend_dir::advise,
+        make: dir,
+    },
+    BackendKind {
+        name: "loop",
+        parameters: larder_backend_loop::PARAMETERS,
+        advise: |_| Ok(Vec::new()),
+        make: r#loop,
+    },
 ];
 
 /// The kind of that name.

@@ -4,8 +4,9 @@
 use crate::{
     ground::{Ground, Sizes},
     measure,
-    medium::{Directories, Quota, Value},
+    medium::Directories,
     project::{self, Kernel},
+    record::{Quota, Value},
 };
 use larder_host::{Host, beneath, btrfs, quota};
 use larder_model::{

@@ -98,12 +98,7 @@ impl Ground {
     fn warnings(&self, name: &PoolName, config: &PoolConfig) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Sizes::Unenforced { why } = &self.sizes {
-            let meaning = if config.require_quota {
-                "new volumes are refused, because the pool says requireQuota"
-            } else {
-                "a volume can take all that is free"
-            };
-            warnings.push(format!("sizes in pool {name} are not enforced ({meaning}): {why}"));
+            warnings.push(unenforced(name, config, why));
         }
         if self.copies == Copies::Bytes {
             warnings.push(format!(
@@ -114,6 +109,16 @@ impl Ground {
         }
         warnings
     }
+}
+
+/// What it means for a pool that nothing holds its volumes to their size.
+pub(crate) fn unenforced(name: &PoolName, config: &PoolConfig, why: &str) -> String {
+    let meaning = if config.require_quota {
+        "new volumes are refused, because the pool says requireQuota"
+    } else {
+        "a volume can take all that is free"
+    };
+    format!("sizes in pool {name} are not enforced ({meaning}): {why}")
 }
 
 /// `xfs, reflink, project quota`.

@@ -15,6 +15,7 @@
 //! | `parameters` | StorageClass parameters |
 //! | `ground` | what the file system below a pool can do |
 //! | `project` | project ids: claimed without a register, found again after a crash |
+//! | `record` | this backend's part of the pool's records |
 //! | `subvolumes` | whole copies of btrfs subvolumes, nested ones included |
 //! | `measure` | counting what a volume holds where the kernel does not |
 //! | `check` | looking without changing: capabilities, places, usage, health |
@@ -33,11 +34,15 @@ mod measure;
 mod medium;
 mod parameters;
 mod project;
+mod record;
 mod subvolumes;
 
 pub use parameters::PARAMETERS;
 
-use larder_host::Host;
+use larder_host::{
+    Host,
+    quota::{self, Enforcement},
+};
 use larder_model::{Backend, Fault, NodeName, PoolName, Result, volume::Scope};
 use larder_pool::{LocalBackend, OwnerNote, PoolConfig};
 use std::{collections::BTreeMap, sync::Arc};
@@ -65,16 +70,37 @@ impl DirBackend {
         node: NodeName,
         note: OwnerNote,
     ) -> Result<Arc<dyn Backend>> {
+        refuse_file_systems(&settings.pools)?;
         let scope = scope(&settings.pools, node)?;
-        for (name, config) in &settings.pools {
-            if let Some(fs) = config.fs {
-                return Err(Fault::invalid(format!("use fs: {fs} for pool {name}"))
-                    .hint("a directory has no file system of its own; leave fs out"));
-            }
-        }
         let medium = medium::Directories::new(host.clone(), scope);
         let backend = LocalBackend::new(medium, host.clone(), note, settings.pools)?;
         Ok(Arc::new(backend))
+    }
+}
+
+/// Looks at pools before any is opened: what a person should know of each, as far as it can be seen
+/// now. Changes nothing.
+///
+/// # Errors
+/// `Invalid`, where [`DirBackend::new`] would refuse them.
+pub fn advise(pools: &BTreeMap<PoolName, PoolConfig>) -> Result<Vec<(PoolName, String)>> {
+    refuse_file_systems(pools)?;
+    scope(pools, "any".parse()?)?;
+    let mut advice = Vec::new();
+    for (name, config) in pools {
+        // What is not there yet is told by others.
+        if let Ok(Enforcement::None { why }) = quota::detect(&config.path) {
+            advice.push((name.clone(), ground::unenforced(name, config, &why)));
+        }
+    }
+    Ok(advice)
+}
+
+fn refuse_file_systems(pools: &BTreeMap<PoolName, PoolConfig>) -> Result<()> {
+    match pools.iter().find_map(|(name, config)| Some((name, config.fs?))) {
+        None => Ok(()),
+        Some((name, fs)) => Err(Fault::invalid(format!("use fs: {fs} for pool {name}"))
+            .hint("a directory has no file system of its own; leave fs out")),
     }
 }
 

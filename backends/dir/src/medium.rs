@@ -12,7 +12,8 @@ use crate::{
     ground::{Copies, Ground, Sizes},
     measure::{self, Measures},
     parameters::{PARAMETERS, VolumeParameters},
-    project::{self, Kernel, Limit},
+    project::{self, Kernel},
+    record::{self, Consistency, Quota, SnapshotValue, Top, Value},
     subvolumes,
 };
 use larder_host::{Host, btrfs, copy, durable};
@@ -25,7 +26,6 @@ use larder_pool::{
     Entry, Medium, Origin, Plan, PlanRequest, Pool, PoolConfig, PoolTraits, SnapshotFacts,
     StaticFacts,
 };
-use serde::{Deserialize, Serialize};
 use std::{
     fs::Permissions,
     io,
@@ -42,65 +42,6 @@ const SIZE_STEP: Bytes = Bytes::new(4096);
 const DATA: &str = "data";
 /// Key of the volume context: whether the volume is held to its size.
 const ENFORCED: &str = "enforced";
-
-/// What holds a volume to its size, as its record says: what it was made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Quota {
-    /// Project quota; the id is in the marker file beside the data.
-    Project,
-    /// The qgroup of its subvolume.
-    Qgroup,
-    /// Nothing.
-    None,
-}
-
-/// This backend's part of a volume's record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Value {
-    /// What holds it to its size.
-    pub(crate) quota: Quota,
-    /// The most files and directories.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) inodes: Option<u64>,
-    /// Permissions, owner and group of the top directory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) top: Option<Top>,
-}
-
-/// Permissions, owner and group of the top directory of a new volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Top {
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-}
-
-impl Value {
-    /// What the volume is held to when it is `size` large.
-    pub(crate) fn limit(self, size: Bytes) -> Limit {
-        Limit { bytes: size, inodes: self.inodes }
-    }
-}
-
-/// This backend's part of a snapshot's record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct SnapshotValue {
-    consistency: Consistency,
-}
-
-/// What a snapshot of a volume that is being written is a picture of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Consistency {
-    /// The whole volume at one moment.
-    Volume,
-    /// Each file at one moment, different files at different moments.
-    File,
-    /// Neither: a file that is written meanwhile may be part old, part new.
-    None,
-}
 
 /// Directories as volumes.
 #[derive(Debug)]
@@ -243,7 +184,7 @@ impl Medium for Directories {
         Ok(Plan {
             size,
             context: [(ENFORCED.to_owned(), (quota != Quota::None).to_string())].into(),
-            medium: value(&Value { quota, inodes, top })?,
+            medium: record::json(&Value { quota, inodes, top })?,
             file_system: None,
             allocates,
         })
@@ -326,7 +267,7 @@ impl Medium for Directories {
         durable::sync_filesystem(folder)?;
         Ok(SnapshotFacts {
             size: volume.record.size,
-            medium: value(&SnapshotValue { consistency })?,
+            medium: record::json(&SnapshotValue { consistency })?,
         })
     }
 
@@ -509,9 +450,4 @@ impl Directories {
 fn copy_files(from: &Path, to: &Path, cx: &Cx) -> Result<copy::TreeReport> {
     cx.step("copy the files")?;
     copy::tree(from, to, copy::TreeOptions::default(), cx)
-}
-
-fn value<T: Serialize>(value: &T) -> Result<serde_json::Value> {
-    serde_json::to_value(value)
-        .map_err(|e| Fault::internal("put a volume's record into words").because(e))
 }

@@ -86,6 +86,15 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
                 "there is none (hint: pools: { default: { path: /var/lib/larder } })",
             );
         }
+        match kind.map(|kind| (kind.advise)(&driver.pools)) {
+            None => {}
+            Some(Ok(advice)) => {
+                for (name, text) in advice {
+                    found.warning(at(&format!("pools.{name}")), text);
+                }
+            }
+            Some(Err(fault)) => found.error(at("pools"), fault.to_string()),
+        }
         for (name, pool) in &driver.pools {
             let at = |key: &str| at(&format!("pools.{name}{key}"));
             if let Err(fault) = pool.check() {
@@ -167,5 +176,27 @@ mod tests {
         ] {
             assert!(found.iter().any(|f| f.starts_with(wanted)), "{wanted} is not in {found:#?}");
         }
+    }
+
+    #[test]
+    fn a_pool_of_directories_without_quota_is_warned_of_and_a_mixed_driver_refused() {
+        // No kernel limits directories there, whatever this machine can do elsewhere.
+        let pool = |more: &str| {
+            problems(&format!(
+                "drivers:\n\
+                 - {{name: a, backend: dir, endpoint: /run/a.sock, pools: {{p: {{path: /proc/sys{more}}}}}}}\n"
+            ))
+        };
+        let warned = |found: &[String]| {
+            found.iter().any(|f| f.starts_with("warning: drivers[0].pools.p: sizes in pool p"))
+        };
+        assert!(warned(&pool("")), "{:#?}", pool(""));
+        let refused = pool(", fs: xfs");
+        assert!(refused.iter().any(|f| f.starts_with("error: drivers[0].pools: use fs: xfs")));
+        let mixed = pool("}, q: {path: /no/q, shared: true");
+        assert!(
+            mixed.iter().any(|f| f.starts_with("error: drivers[0].pools: use the shared pool q")),
+            "{mixed:#?}"
+        );
     }
 }
