@@ -1,6 +1,6 @@
 //! What a test may not leave behind.
 
-use larder_host::{Host, mounts::Unmount};
+use larder_host::{Host, loops::Backing, mounts::Unmount};
 use std::path::Path;
 
 /// Everything of Larder's that is left in `site` although no volume is: mounts, loop devices,
@@ -14,10 +14,11 @@ pub(crate) fn find(site: &Path, pool: &Path) -> Vec<String> {
             found.push(format!("mount {}", mount.target.display()));
         }
     }
+    // By the file system that holds the image: names in sysfs are those of some mount namespace.
+    let here = Backing::of(pool).unwrap().device;
     for info in host.loops.list().unwrap() {
-        let file = info.backing_file.unwrap_or_default();
-        // Seen through the pool's mount or, in sysfs, from the root of the pool's file system.
-        if file.starts_with(pool) || file.starts_with("/pool") {
+        if info.backing().device == here {
+            let file = info.backing_file.unwrap_or_default();
             found.push(format!("loop device {} over {}", info.number, file.display()));
         }
     }
