@@ -117,7 +117,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     ensure!(!chosen.is_empty(), "volumes of dir are directories: there is no block access");
     let suite = suite::get()?;
     let larder = if let Some(binary) = &args.larder {
-        binary.clone()
+        // The server runs in another folder.
+        std::path::absolute(binary)?
     } else {
         proc::run(proc::cargo().args(["build", "--package", "larder"]))?;
         crate::target_dir()?.join("debug/larder")

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::bench::Bench;
+use crate::proc;
 
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(40);
@@ -25,7 +26,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it on the bench's pool, and waits until it accepts connections.
+    /// Starts it on the bench's pool, and waits until it answers calls.
     pub(crate) fn start(larder: &Path, backend: &str, bench: &Bench) -> Result<Self> {
         let log = bench.server_log();
         let file = File::create(&log)?;
@@ -45,12 +46,13 @@ impl Server {
             .with_context(|| format!("failed to start {}", larder.display()))?;
         let mut server = Self { child, log };
         let began = Instant::now();
-        while UnixStream::connect(bench.socket()).is_err() {
+        // It listens before it is ready: until then calls are refused.
+        while !answers(larder, bench) {
             if let Some(status) = server.child.try_wait()? {
                 bail!("larder serve ended with {status}:\n{}", server.last_words());
             }
             if began.elapsed() >= START {
-                bail!("larder serve has no socket after {START:?}:\n{}", server.last_words());
+                bail!("larder serve is not ready after {START:?}:\n{}", server.last_words());
             }
             thread::sleep(POLL);
         }
@@ -88,6 +90,12 @@ impl Server {
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+fn answers(larder: &Path, bench: &Bench) -> bool {
+    let mut list = Command::new(larder);
+    list.args(["volume", "ls", "--socket"]).arg(bench.endpoint());
+    UnixStream::connect(bench.socket()).is_ok() && proc::output(&mut list).is_ok()
 }
 
 impl Drop for Server {

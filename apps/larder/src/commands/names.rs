@@ -74,15 +74,48 @@ pub(crate) async fn snapshot_id(session: &Session, text: &str) -> Result<String>
         return Ok(text.to_owned());
     }
     let (volume, snapshot) = split_snapshot(text)?;
+    if session.is_foreign() {
+        return foreign_snapshot(session, volume, snapshot).await;
+    }
     let volume = volume_id(session, volume).await?;
-    match (session.is_foreign(), volume.split_once('/')) {
-        (false, Some((pool, _))) => {
+    match volume.split_once('/') {
+        Some((pool, _)) => {
             let name: RequestedName = snapshot_name(&volume, snapshot).parse()?;
             Ok(format!("{pool}/{}", name.native()))
         }
-        // The driver's own ids: the part after @ must be one of them.
-        _ => Ok(snapshot.to_owned()),
+        None => Ok(snapshot.to_owned()),
     }
+}
+
+/// Looks through the snapshots of a driver whose form of ids is not known. A guess would not do:
+/// deleting an id that cannot be succeeds.
+async fn foreign_snapshot(session: &Session, volume: &str, snapshot: &str) -> Result<String> {
+    let snapshots = match super::snapshot::all(session, String::new()).await {
+        Ok(snapshots) => snapshots,
+        // A driver that cannot list: the part after @ must be the id.
+        Err(fault) if fault.kind() == larder_model::Kind::Unsupported => {
+            return Ok(snapshot.to_owned());
+        }
+        Err(fault) => return Err(fault),
+    };
+    pick_snapshot(snapshots, volume, snapshot).ok_or_else(|| {
+        Fault::not_found(format!("find snapshot {volume}@{snapshot}"))
+            .hint("larder snapshot ls shows them")
+    })
+}
+
+/// The id of the snapshot that is shown as `VOLUME@SNAPSHOT`, or that is the volume's with that id.
+fn pick_snapshot(of: Vec<csi::Snapshot>, volume: &str, snapshot: &str) -> Option<String> {
+    let text = format!("{volume}@{snapshot}");
+    let wanted = |candidate: &csi::Snapshot| {
+        let source = &candidate.source_volume_id;
+        let own = source == volume || native_part(source) == volume;
+        shown_snapshot(candidate) == text
+            || (own && candidate.snapshot_id == snapshot)
+            || (source == volume
+                && candidate.snapshot_id.ends_with(&snapshot_name(source, snapshot)))
+    };
+    of.into_iter().find(wanted).map(|found| found.snapshot_id)
 }
 
 /// How a snapshot is shown: `VOLUME@NAME` where its name is of that form, else its id.
@@ -110,6 +143,28 @@ mod tests {
         assert_eq!(shown_snapshot(&snapshot), "data@monday");
         let other = csi::Snapshot { source_volume_id: "default/else".to_owned(), ..snapshot };
         assert_eq!(shown_snapshot(&other), "default/data.monday");
+    }
+
+    #[test]
+    fn a_snapshot_is_found_by_what_it_is_shown_as_or_by_its_id_and_never_guessed() {
+        let list = || {
+            let snapshot = |id: &str, source: &str| csi::Snapshot {
+                snapshot_id: id.to_owned(),
+                source_volume_id: source.to_owned(),
+                ..csi::Snapshot::default()
+            };
+            vec![
+                snapshot("default/other.s1", "default/other"),
+                snapshot("default/v1.s1", "default/v1"),
+                snapshot("0042", "vol"),
+            ]
+        };
+        let pick = |volume, snapshot| pick_snapshot(list(), volume, snapshot);
+        assert_eq!(pick("v1", "s1").as_deref(), Some("default/v1.s1"));
+        assert_eq!(pick("default/v1", "s1").as_deref(), Some("default/v1.s1"));
+        assert_eq!(pick("vol", "0042").as_deref(), Some("0042"));
+        assert_eq!(pick("v1", "0042"), None);
+        assert_eq!(pick("v1", "s2"), None);
     }
 
     #[test]

@@ -112,15 +112,24 @@ async fn list(session: &Session, volume: Option<&str>) -> larder_model::Result<V
         Some(volume) => names::volume_id(session, volume).await?,
         None => String::new(),
     };
+    let found = all(session, source_volume_id).await?;
+    Ok(found.into_iter().map(SnapshotRow::from).collect())
+}
+
+/// All snapshots that the driver lists, of one volume where its id is not empty.
+pub(crate) async fn all(
+    session: &Session,
+    source_volume_id: String,
+) -> larder_model::Result<Vec<csi::Snapshot>> {
     let mut controller = session.client().controller();
-    let mut rows = Vec::new();
+    let mut found = Vec::new();
     let mut request =
         csi::ListSnapshotsRequest { max_entries: 1000, source_volume_id, ..Default::default() };
     loop {
         let page = answer(controller.list_snapshots(request.clone()).await)?;
-        rows.extend(page.entries.into_iter().filter_map(|e| e.snapshot).map(SnapshotRow::from));
+        found.extend(page.entries.into_iter().filter_map(|e| e.snapshot));
         if page.next_token.is_empty() {
-            return Ok(rows);
+            return Ok(found);
         }
         request.starting_token = page.next_token;
     }
