@@ -45,9 +45,11 @@ impl Site {
 
     /// Writes a configuration for this pool with another endpoint.
     pub(crate) fn configure(&self, file: &Path, endpoint: &Endpoint) {
+        // Not ext4: growing it while mounted takes CAP_SYS_RESOURCE, which not every machine gives.
+        let fs = if self.backend == "loop" { ", fs: xfs" } else { "" };
         let yaml = format!(
             "node: n1\nstateDir: {}\ndrivers:\n- name: {DRIVER}\n  backend: {}\n  endpoint: {endpoint}\n  \
-             pools:\n    default: {{ path: {}, create: true }}\n",
+             pools:\n    default: {{ path: {}, create: true{fs} }}\n",
             self.path("state").display(),
             self.backend,
             self.pool.path().display(),
