@@ -45,6 +45,9 @@ const CONNECTIONS: usize = 64;
 /// Calls on one connection at a time.
 const STREAMS: u32 = 1024;
 
+/// How long connections without calls may take to close at shutdown.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// How much at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -267,10 +270,11 @@ impl Driver {
         servers.close();
         calls.close();
         let busy = services.control.claims().drain(grace).await;
-        // Answers are on their way to those who waited.
-        let _ = tokio::time::timeout(left(), servers.wait()).await;
-        services.gate.set(State::Stopped);
         let idle = tokio::time::timeout(left(), calls.wait()).await.is_ok();
+        // Answers are on their way to those who waited. A peer that does not even answer the
+        // server's goodbye (stopped, or no gRPC at all) is not waited for.
+        let _ = tokio::time::timeout(left().min(GOODBYE), servers.wait()).await;
+        services.gate.set(State::Stopped);
         if busy.is_empty() && idle {
             return services.control.stop(Duration::ZERO).await;
         }

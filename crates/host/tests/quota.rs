@@ -7,7 +7,7 @@ use larder_host::quota::{self, Enforcement};
 use larder_model::{Bytes, FsType, Kind};
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 use support::{Scratch, mkfs};
@@ -20,6 +20,8 @@ fn pool(scratch: &Scratch, fs: FsType) -> PathBuf {
     scratch.host.filesystems.make(&device, fs, options).unwrap();
     let target = scratch.dir(&format!("{fs}-pool"));
     scratch.mount(&device, fs, &target, &["prjquota"]);
+    // Temporary directories are their owner's; ordinary users write here.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
     target
 }
 

@@ -119,20 +119,11 @@ impl Loops for RealLoops {
 
     fn detach(&self, number: u32, backing: Backing) -> Result<()> {
         let what = || format!("detach loop device {number}");
-        let is_ours = || Ok(self.info(number)?.is_some_and(|info| info.backing() == backing));
         // Looked at before it is opened exclusively, which would get in the way of its new owner.
-        if !is_ours()? {
+        if !self.backs(number, backing)? {
             return Ok(());
         }
-        // Exclusive: fails while anything is mounted from it or stacked on it.
-        let device = match open_device(number, OFlags::RDONLY | OFlags::EXCL) {
-            Ok(Some(device)) => device,
-            Ok(None) => return Ok(()),
-            Err(Errno::BUSY) => {
-                return if is_ours()? { Err(busy(number, what())) } else { Ok(()) };
-            }
-            Err(e) => return Err(io_fault(what(), e)),
-        };
+        let Some(device) = self.claim(number, backing, &what)? else { return Ok(()) };
         let before = match sys::status(&device.fd) {
             Ok(status) if status.backing() == backing => status,
             Ok(_) | Err(Errno::NXIO) => return Ok(()),
@@ -172,6 +163,34 @@ impl Loops for RealLoops {
 }
 
 impl RealLoops {
+    /// Opens the device exclusively, which fails while anything is mounted from it or stacked on
+    /// it. None: it does not back `backing` any more.
+    fn claim(
+        &self,
+        number: u32,
+        backing: Backing,
+        what: &impl Fn() -> String,
+    ) -> Result<Option<Device>> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match open_device(number, OFlags::RDONLY | OFlags::EXCL) {
+                Ok(device) => return Ok(device),
+                Err(Errno::BUSY) if !self.backs(number, backing)? => return Ok(None),
+                Err(Errno::BUSY) => {}
+                Err(e) => return Err(io_fault(what(), e)),
+            }
+            // With nobody to name, the claim was a passing one, see `users::claimed`.
+            let fault = busy(number, what());
+            if fault.hint_text().is_some() || Instant::now() >= end {
+                return Err(fault);
+            }
+        }
+    }
+
+    fn backs(&self, number: u32, backing: Backing) -> Result<bool> {
+        Ok(self.info(number)?.is_some_and(|info| info.backing() == backing))
+    }
+
     fn take_free(&self, request: &LoopRequest, image: &File, flags: u32) -> Result<LoopDevice> {
         let what = || format!("attach {} to a loop device", request.image.display());
         let none_free = |e| {

@@ -21,6 +21,7 @@ use std::{
     collections::BTreeSet,
     io::ErrorKind,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// Everybody who uses a block device.
@@ -250,19 +251,34 @@ fn swap(device: DeviceId, users: &mut BTreeSet<DeviceUser>) -> Result<()> {
     Ok(())
 }
 
+/// How long a claim of nobody who can be seen may take to pass.
+const PASSING: Duration = Duration::from_secs(1);
+
 /// Asks the kernel whether anything claims the device that was not found otherwise.
+///
+/// A claim may be a passing one: every descriptor of this process, so also one that was opened
+/// exclusively, lives on for a moment in the children that another thread starts, until they
+/// become the program that they shall run.
 fn claimed(name: &str, users: &mut BTreeSet<DeviceUser>) -> Result<()> {
     // A slash in a device's name is an exclamation mark in sysfs.
     let path = Path::new("/dev").join(name.replace('!', "/"));
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
-        Ok(_) | Err(Errno::NOENT | Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => Ok(()),
-        Err(Errno::BUSY) => {
-            let name = "a mount or device that cannot be seen from here".to_owned();
-            users.insert(DeviceUser::Holder { name });
-            Ok(())
+    let end = Instant::now() + PASSING;
+    loop {
+        match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+            Ok(_) | Err(Errno::NOENT | Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => {
+                return Ok(());
+            }
+            Err(Errno::BUSY) if Instant::now() < end => {
+                crate::sys::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::BUSY) => {
+                let name = "a mount or device that cannot be seen from here".to_owned();
+                users.insert(DeviceUser::Holder { name });
+                return Ok(());
+            }
+            Err(e) => return Err(io_fault(format!("ask whether {} is in use", path.display()), e)),
         }
-        Err(e) => Err(io_fault(format!("ask whether {} is in use", path.display()), e)),
     }
 }
 
