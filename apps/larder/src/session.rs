@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! --socket ────────────────────────────────────────▶ that socket
-//! configuration ─▶ endpoint answers? ─ yes ────────▶ that socket
+//! configuration ─▶ endpoint answers? ─ yes ────────▶ that socket, once it is ready
 //!                       │ no
-//!                  pool owned by a live process? ──▶ its socket
+//!                  pool owned by a live process? ──▶ its socket, once it is ready
 //!                       │ no
 //!                  serve the driver to ourselves ──▶ in process, until the command ends
 //! ```
+//! A server that starts at the same moment may be faster in taking the pool: then the command goes to
+//! its socket after all.
 
 use crate::{
     cli::Target,
@@ -19,8 +21,13 @@ use larder_csi::{Client, Endpoint};
 use larder_model::{Fault, PoolName, Result, backend::Parameter};
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// How long until something is looked at again.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How long a driver that starts is waited for, at most.
+const LONGEST_START: Duration = Duration::from_secs(30);
 
 /// A driver to talk to.
 #[derive(Debug)]
@@ -82,19 +89,24 @@ impl Session {
         driver: DriverSettings,
         target: &Target,
     ) -> anyhow::Result<Self> {
-        let (client, local) = match owner(&driver).await {
-            Some(endpoint) => (Client::connect(&endpoint)?, None),
-            None => {
-                let served = wiring::serve_to_ourselves(settings, &driver).await?;
-                (served.client(), Some(served))
-            }
+        let timeout = Duration::from_secs(target.timeout);
+        let reached = match owner(&driver).await {
+            Some(endpoint) => Err(endpoint),
+            None => tokio::select! {
+                served = wiring::serve_to_ourselves(settings, &driver) => Ok(served?),
+                endpoint = outrun(&driver) => Err(endpoint),
+            },
+        };
+        let (client, local) = match reached {
+            Ok(served) => (served.client(), Some(served)),
+            Err(endpoint) => (ready(&endpoint, timeout).await?, None),
         };
         Ok(Self {
             client,
             driver: driver.name.to_string(),
             mounts: mounts_dir(&settings.state_dir, driver.name.as_str()),
             settings: Some(driver),
-            timeout: Duration::from_secs(target.timeout),
+            timeout,
             local,
         })
     }
@@ -226,6 +238,36 @@ async fn owner(driver: &DriverSettings) -> Option<Endpoint> {
         }
     }
     None
+}
+
+/// Waits for another process that has taken the pool before us; for ever, when that is us.
+async fn outrun(driver: &DriverSettings) -> Endpoint {
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        let is_taken = driver.pools.values().any(|pool| {
+            let owner = larder_pool::owner(&pool.path).ok().flatten();
+            owner.is_some_and(|note| note.pid != std::process::id())
+        });
+        if is_taken && let Some(endpoint) = owner(driver).await {
+            return endpoint;
+        }
+    }
+}
+
+/// Connects to a driver that may just be starting.
+async fn ready(endpoint: &Endpoint, timeout: Duration) -> Result<Client> {
+    let client = Client::connect(endpoint)?;
+    let end = Instant::now() + timeout.min(LONGEST_START);
+    loop {
+        let probed = client.identity().probe(larder_proto::csi::ProbeRequest {}).await;
+        // A driver that cannot start says at the call itself what is wrong.
+        if !probed.is_ok_and(|probe| probe.into_inner().ready == Some(false))
+            || Instant::now() >= end
+        {
+            return Ok(client);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 async fn answers(endpoint: &Endpoint) -> bool {
