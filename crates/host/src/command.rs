@@ -61,6 +61,12 @@ const PACKAGES: [(&str, &str); 17] = [
     ("xfs_growfs", "xfsprogs"),
 ];
 
+/// Makes the kernel kill the child of `command` when the thread that starts it ends, so also when
+/// this process dies.
+pub fn die_with_parent(command: &mut std::process::Command) {
+    sys::die_with_parent(command);
+}
+
 /// The Debian package that holds `program`, where known.
 pub fn package_of(program: &str) -> Option<&'static str> {
     PACKAGES.iter().find(|(name, _)| *name == program).map(|(_, package)| *package)

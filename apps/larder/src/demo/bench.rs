@@ -1,10 +1,14 @@
 //! The demo's workbench: a folder, a pool, a server, and the table of what was done.
 
-use super::process::Larder;
+use super::{
+    leftovers::{self, DISK},
+    process::Larder,
+};
 use crate::output::{self, Format, Row};
 use anyhow::{Context, Result};
 use larder_host::{
     Host,
+    lock::FileLock,
     loops::LoopRequest,
     mounts::{MountRequest, Unmount},
 };
@@ -17,11 +21,14 @@ use std::{
 use tokio::process::Child;
 
 const POOL_SIZE: Bytes = Bytes::gib(4);
+const SOCKET: &str = "run/csi.sock";
 
 /// Where the demo works.
 #[derive(Debug)]
 pub(crate) struct Bench {
     folder: Option<tempfile::TempDir>,
+    /// Says that the folder is in use.
+    lock: Option<FileLock>,
     root: bool,
     keep: bool,
     server: Option<Child>,
@@ -95,14 +102,21 @@ impl Bench {
     /// Makes the folder, the pool and the configuration, and starts a server.
     pub(crate) async fn set_up(root: bool, keep: bool) -> Result<Self> {
         let started = Instant::now();
+        let temporary = std::env::temp_dir();
+        let cleared = leftovers::clear(&temporary);
+        if cleared > 0 {
+            output::note(format!("removed what {cleared} killed demos had left"));
+        }
         let folder = tempfile::Builder::new()
-            .prefix("larder-demo-")
-            .tempdir()
+            .prefix(leftovers::PREFIX)
+            .tempdir_in(&temporary)
             .context("failed to make the demo's folder")?;
+        let lock = leftovers::hold(folder.path())?;
         let config = folder.path().join("config.yaml");
         let larder = Larder::new(&config)?;
         let mut bench = Self {
             folder: Some(folder),
+            lock,
             root,
             keep,
             server: None,
@@ -123,7 +137,7 @@ impl Bench {
         let mut on = "this file system";
         let start = Instant::now();
         if self.root {
-            let image = self.path("disk.img");
+            let image = self.path(DISK);
             let at = pool.clone();
             larder_host::blocking(move || mount_disk(&image, &at))
                 .await
@@ -135,7 +149,7 @@ impl Bench {
             "node: demo\nstateDir: {state}\ndrivers:\n- name: demo.csi.larder.dev\n  backend: {backend}\n  \
              endpoint: unix://{socket}\n  pools:\n    default: {{ path: {pool}{fs} }}\n",
             state = self.path("state").display(),
-            socket = self.path("run/csi.sock").display(),
+            socket = self.path(SOCKET).display(),
             pool = pool.display(),
         );
         std::fs::write(config, yaml)?;
@@ -168,7 +182,8 @@ impl Bench {
 
     /// Starts the server (again).
     pub(crate) async fn start_server(&mut self) -> Result<()> {
-        self.server = Some(self.larder.serve(&self.path("serve.log")).await?);
+        let (log, socket) = (self.path("serve.log"), self.path(SOCKET));
+        self.server = Some(self.larder.serve(&log, &socket).await?);
         Ok(())
     }
 
@@ -240,6 +255,7 @@ impl Bench {
             format!("kept: {}", folder.keep().display())
         } else {
             folder.close().context("failed to remove the demo's folder")?;
+            self.lock = None;
             "no mount, no loop device, no file".to_owned()
         };
         self.rows.push(StepRow {
@@ -288,9 +304,7 @@ fn unmount_all(folder: &Path, root: bool) -> larder_model::Result<()> {
         host.mounts.unmount(&target, Unmount::Normal)?;
     }
     if root {
-        for info in host.loops.find(&folder.join("disk.img"))? {
-            host.loops.detach(info.number, info.backing())?;
-        }
+        leftovers::detach(&host, &folder.join(DISK))?;
     }
     Ok(())
 }

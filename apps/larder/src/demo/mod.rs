@@ -2,7 +2,7 @@
 //!
 //! The demo is a user: it runs this very program with the commands that a person would type, and
 //! prints them. It works in a mount namespace of its own ([`enter_namespace`]), so that even a killed
-//! demo leaves no mount; what else it makes lies in one temporary folder.
+//! demo leaves no mount; what else it makes lies in one temporary folder, which the next demo removes.
 //!
 //! As root it makes a pool on a loop-mounted xfs and uses `loop` volumes; as an ordinary user it
 //! becomes root of a user namespace and uses `dir` volumes on the temporary folder, and says what
@@ -10,12 +10,14 @@
 
 mod bench;
 mod data;
+mod leftovers;
 mod process;
 mod script;
 
 use crate::cli;
 use anyhow::{Context, Result};
 use rustix::thread::UnshareFlags;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Gives the demo mounts of its own. Called before any thread is started: a threaded process cannot
 /// change its user namespace.
@@ -68,12 +70,23 @@ fn is_real_root() -> bool {
     rustix::process::getuid().is_root() && map.split_whitespace().nth(2) == Some("4294967295")
 }
 
+fn interrupted() -> anyhow::Error {
+    anyhow::anyhow!("failed to finish the demo: interrupted")
+}
+
 /// Runs the demo.
 pub(crate) async fn run(flags: cli::Demo) -> Result<()> {
+    let (mut interrupt, mut terminate, mut hang_up) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
+    );
     let mut bench = bench::Bench::set_up(is_real_root(), flags.keep).await?;
     let result = tokio::select! {
         result = script::play(&mut bench) => result,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("failed to finish the demo: interrupted")),
+        _ = interrupt.recv() => Err(interrupted()),
+        _ = terminate.recv() => Err(interrupted()),
+        _ = hang_up.recv() => Err(interrupted()),
     };
     let cleaned = bench.tear_down().await;
     let report = bench.report();

@@ -31,13 +31,8 @@ impl Larder {
 
     /// Runs `larder ARGUMENTS` and returns what it prints.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Result<String> {
-        let child = Command::new(&self.program)
-            .args(arguments)
-            .env("LARDER_CONFIG", &self.config)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(PATIENCE, child)
+        let mut command = self.command(arguments);
+        let output = tokio::time::timeout(PATIENCE, command.output())
             .await
             .with_context(|| {
                 format!("failed to finish `larder {}` in {PATIENCE:?}", arguments.join(" "))
@@ -49,23 +44,31 @@ impl Larder {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Starts `larder serve` and waits until it is ready; its log goes to `log`.
-    pub(crate) async fn serve(&self, log: &Path) -> Result<Child> {
+    /// A process that ends with the demo, also when that is killed.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("LARDER_CONFIG", &self.config).stdin(Stdio::null());
+        larder_host::command::die_with_parent(command.as_std_mut());
+        command.kill_on_drop(true);
+        command
+    }
+
+    /// Starts `larder serve` at `socket` and waits until it is ready; its log goes to `log`.
+    pub(crate) async fn serve(&self, log: &Path, socket: &Path) -> Result<Child> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
-        let mut child = Command::new(&self.program)
-            .arg("serve")
-            .env("LARDER_CONFIG", &self.config)
-            .stdin(Stdio::null())
+        let mut child = self
+            .command(&["serve"])
             .stdout(Stdio::null())
             .stderr(log)
-            .kill_on_drop(true)
             .spawn()
             .context("failed to start this program")?;
         for _ in 0..500 {
             if let Some(status) = child.try_wait()? {
                 bail!("failed to serve: it ended with {status}");
             }
-            if let Ok(info) = self.run(&["driver", "info", "-o", "json"]).await
+            // Its socket: by its configuration, a command that comes first serves to itself.
+            let info = ["driver", "info", "--socket", &socket.display().to_string(), "-o", "json"];
+            if let Ok(info) = self.run(&info).await
                 && info.contains("\"ready\": true")
             {
                 return Ok(child);
