@@ -43,6 +43,7 @@ mod stats;
 mod unpublish;
 mod unstage;
 
+pub(crate) use inline::is_made_for;
 pub use inline::{InlineVolume, InlineVolumes};
 pub use request::*;
 

@@ -7,7 +7,10 @@ use super::{
     found,
     token::Listing,
 };
-use crate::claims::{Fingerprint, Key, Operation};
+use crate::{
+    claims::{Fingerprint, Key, Operation},
+    node::is_made_for,
+};
 use larder_model::{
     Bytes, CapacityRange, Cx, Fault, Kind, PoolName, Result, Secrets, VolumeId,
     id::quoted,
@@ -27,17 +30,29 @@ impl ControlEngine {
         let Some(id) = found(inner.volume_id(volume_id))? else { return Ok(()) };
         let operation =
             Operation::new("delete volume", Fingerprint::of(&())).exclusive(Key::volume(&id));
+        self.run(operation, |inner, cx| async move { inner.delete(&id, &secrets, &cx).await }).await
+    }
+
+    /// Deletes the inline volume that was made under `name`. Whether it is that one is asked under
+    /// the claim: nobody can put another in its place before it is deleted.
+    ///
+    /// # Errors
+    /// As [`ControlEngine::delete_volume`].
+    pub(crate) async fn delete_inline_volume(&self, id: &VolumeId, name: &str) -> Result<()> {
+        self.check_ready()?;
+        // Not equal to the deletion of whatever has that id: nobody may join one and get the other.
+        let operation = Operation::new("delete inline volume", Fingerprint::of(&name))
+            .exclusive(Key::volume(id));
+        let (id, name) = (id.clone(), name.to_owned());
         self.run(operation, |inner, cx| async move {
-            cx.step("look whether it is in use")?;
-            let users = inner.users(&id).await?;
-            if !users.is_empty() {
-                let users = users.join(", ");
-                return Err(Fault::precondition(format!(
-                    "delete volume {id}: it is in use at {users}"
-                ))
-                .hint("unpublish and unstage it first"));
+            match found(inner.backend.provision().get_volume(&id).await)? {
+                Some(volume) if is_made_for(&volume, &name) => {
+                    inner.delete(&id, &Secrets::default(), &cx).await
+                }
+                Some(_) => Ok(()),
+                // What a killed deletion left is the backend's to finish.
+                None => inner.delete(&id, &Secrets::default(), &cx).await,
             }
-            absent(inner.backend.provision().delete_volume(&id, &secrets, &cx).await)
         })
         .await
     }
@@ -223,6 +238,20 @@ impl Inner {
         }
         parameters.extend(mutable);
         provision.check_parameters(&parameters)
+    }
+
+    /// Deletes a volume that is claimed.
+    async fn delete(&self, id: &VolumeId, secrets: &Secrets, cx: &Cx) -> Result<()> {
+        cx.step("look whether it is in use")?;
+        let users = self.users(id).await?;
+        if !users.is_empty() {
+            let users = users.join(", ");
+            return Err(Fault::precondition(format!(
+                "delete volume {id}: it is in use at {users}"
+            ))
+            .hint("unpublish and unstage it first"));
+        }
+        absent(self.backend.provision().delete_volume(id, secrets, cx).await)
     }
 
     /// The volume with the nodes it is attached to.

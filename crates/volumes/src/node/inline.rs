@@ -9,8 +9,11 @@
 //!  unpublish:  unbind ─ unstage ─ delete ─ forget
 //! ```
 //!
-//! Invariant: the record is older than the volume and younger than its deletion, so a crash at any
-//! point leaves something that the next call, or [`super::NodeEngine::recover`], follows up.
+//! Invariants:
+//! - the record is older than the volume and younger than its deletion, so a crash at any point leaves
+//!   something that the next call, or [`super::NodeEngine::recover`], follows up;
+//! - a record is therefore no proof that the volume behind its id was made for the pod: what is not
+//!   ephemeral, or has another name, is neither unstaged nor deleted.
 
 use super::{
     PublishRequest, StageRequest, UnpublishRequest,
@@ -58,11 +61,12 @@ pub trait InlineVolumes: Send + Sync {
     /// Those of [`larder_model::Provision::ensure_volume`].
     async fn create(&self, volume: InlineVolume) -> Result<Volume>;
 
-    /// Deletes it; an absent one is a success.
+    /// Deletes it; an absent one is a success. A volume that has its id and is another one
+    /// (persistent, or made under another name) is left alone, and that is a success too.
     ///
     /// # Errors
     /// Those of [`larder_model::Provision::delete_volume`].
-    async fn delete(&self, id: &VolumeId) -> Result<()>;
+    async fn delete(&self, id: &VolumeId, name: &str) -> Result<()>;
 }
 
 #[async_trait]
@@ -81,14 +85,20 @@ impl InlineVolumes for ControlEngine {
         })
         .await
     }
-    async fn delete(&self, id: &VolumeId) -> Result<()> {
-        self.delete_volume(id.as_str(), Secrets::default()).await
+    async fn delete(&self, id: &VolumeId, name: &str) -> Result<()> {
+        self.delete_inline_volume(id, name).await
     }
 }
 
 /// Whether a publish is one of an inline volume.
 pub(super) fn is_inline(context: &Attributes) -> bool {
     context.get(EPHEMERAL).is_some_and(|text| text == "true")
+}
+
+/// Whether `volume` was made for the pod that knows it as `name`. Its id is no proof: it derives from
+/// `name`, and a persistent volume may have had it before.
+pub(crate) fn is_made_for(volume: &Volume, name: &str) -> bool {
+    volume.ephemeral && volume.name == name
 }
 
 /// The native name that a caller's id leads to.
@@ -239,8 +249,34 @@ impl Executor {
         if published {
             return Ok(());
         }
+        if !self.is_somebody_elses(&id, volume).await? {
+            self.end_made(&id, volume, maker.as_ref(), cx).await?;
+        }
+        cx.step("forget the inline volume")?;
+        let volume = volume.to_owned();
+        self.blocking(move |this| this.store.forget(&volume)).await
+    }
+
+    /// Whether the volume with an inline volume's id is none: the pod asked for an id that is taken,
+    /// and only the record of its attempt is to go.
+    async fn is_somebody_elses(&self, id: &VolumeId, volume: &str) -> Result<bool> {
+        match self.backend.provision().get_volume(id).await {
+            Ok(found) => Ok(!is_made_for(&found, volume)),
+            Err(fault) if fault.kind() == Kind::NotFound => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Unstages and deletes what was made.
+    async fn end_made(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        volume: &str,
+        maker: &dyn InlineVolumes,
+        cx: &Cx,
+    ) -> Result<()> {
         let staging = self.private_staging(volume).await?;
-        self.unstage(&id, volume, &staging, cx).await?;
+        self.unstage(id, volume, &staging, cx).await?;
         cx.step("remove the private staging path")?;
         self.blocking(move |_| match fs::remove_dir(staging.as_path()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -250,10 +286,7 @@ impl Executor {
         })
         .await?;
         cx.step("delete the inline volume")?;
-        maker.delete(&id).await?;
-        cx.step("forget the inline volume")?;
-        let volume = volume.to_owned();
-        self.blocking(move |this| this.store.forget(&volume)).await
+        maker.delete(id, volume).await
     }
 
     /// The inline volume behind a caller's id: by its record, or where that was wiped by its name.
@@ -279,7 +312,7 @@ impl Executor {
         for pool in self.backend.pools() {
             let id = VolumeId::new(pool, native.clone());
             match self.backend.provision().get_volume(&id).await {
-                Ok(found) if found.ephemeral && found.name == volume => return Ok(Some(id)),
+                Ok(found) if is_made_for(&found, volume) => return Ok(Some(id)),
                 Ok(_) => {}
                 Err(fault) if fault.kind() == Kind::NotFound => {}
                 Err(fault) => return Err(fault),

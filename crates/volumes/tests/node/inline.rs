@@ -137,6 +137,44 @@ async fn after_a_reboot_it_is_kept_for_its_pod_and_deleted_without_one() {
     assert_gone(&world);
 }
 
+/// A pod may write any id, also one that leads to a volume which is not its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_persistent_volume_of_its_id_is_neither_deleted_nor_disturbed() {
+    for on in [On::Fake, On::Real] {
+        for name in ["data", "raw"] {
+            let mut n = 0;
+            loop {
+                n += 1;
+                let mut world = World::new(on);
+                world.volume(name);
+                if name == "raw" {
+                    world.stage(name, block()).await.unwrap();
+                }
+                let (images, loops) = (images(&world), world.loops());
+                let mut request = request(&world);
+                name.clone_into(&mut request.volume);
+                let plan = CrashAt::step(n);
+                let fault = world.engine.publish(request.clone(), &plan.cx()).await.unwrap_err();
+                let cut = fault.is_simulated_crash();
+                assert!(cut || fault.kind() == Kind::Conflict, "step {n}: {fault}");
+                world.restart();
+                let told = world.engine.recover(&Cx::new()).await.unwrap();
+                assert_eq!(told.left, Vec::<String>::new(), "step {n}");
+                let target_path = request.target_path;
+                let unpublish = UnpublishRequest { volume: name.to_owned(), target_path };
+                world.engine.unpublish(unpublish, &Cx::new()).await.unwrap();
+                assert_eq!(self::images(&world), images, "step {n}: the volume is gone");
+                assert_eq!(world.loops(), loops, "step {n}: its device is gone");
+                assert!(!world.records().contains_key(name), "step {n}: the record is left");
+                if !cut {
+                    break;
+                }
+            }
+            assert!(n > 2, "there are only {n} steps");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_an_inline_volume_is_refused_and_nothing_is_left() {
     let world = World::new(On::Fake);
