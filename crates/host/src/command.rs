@@ -25,7 +25,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -271,6 +271,7 @@ struct Running {
     written: usize,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    line: String,
 }
 
 impl Running {
@@ -288,11 +289,12 @@ impl Running {
         match prepared {
             Ok(pidfd) => {
                 let (stdout, stderr) = (Vec::new(), Vec::new());
-                Ok(Self { child: Some(child), pidfd, stdin, written: 0, stdout, stderr })
+                let (child, line) = (Some(child), line.to_owned());
+                Ok(Self { child, pidfd, stdin, written: 0, stdout, stderr, line })
             }
             Err(e) => {
                 let _ = child.kill();
-                leave_behind(child, DEATH);
+                leave_behind(child, line, DEATH);
                 Err(io_fault(format!("watch over {line}"), e))
             }
         }
@@ -390,7 +392,7 @@ impl Drop for Running {
         child.stdin = None;
         child.stdout = None;
         child.stderr = None;
-        leave_behind(child, DEATH);
+        leave_behind(child, &self.line, DEATH);
     }
 }
 
@@ -407,17 +409,17 @@ fn drain(pipe: &mut impl Read, mut keep: impl FnMut(&[u8])) -> bool {
     }
 }
 
-/// Killed processes that have not died yet.
-static LEFT_BEHIND: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+/// Killed processes that have not died yet, and their command lines.
+static LEFT_BEHIND: Mutex<Vec<(Child, String)>> = Mutex::new(Vec::new());
 
 /// Reaps the child if it ends within `patience`, otherwise remembers it.
-pub(crate) fn leave_behind(mut child: Child, patience: Duration) {
+pub(crate) fn leave_behind(mut child: Child, line: &str, patience: Duration) {
     if let Ok(pidfd) = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
         let timeout = timespec(patience);
         let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
     }
     if !matches!(child.try_wait(), Ok(Some(_))) {
-        LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner).push((child, line.to_owned()));
     }
 }
 
@@ -430,7 +432,16 @@ fn timespec(time: Duration) -> Timespec {
 
 /// How many killed programs still hang in the kernel. Those that died meanwhile are reaped.
 pub fn stuck() -> usize {
+    left_behind().len()
+}
+
+/// Whether a killed program of this command line ([`Command::line`]) still hangs in the kernel.
+pub(crate) fn hangs(line: &str) -> bool {
+    left_behind().iter().any(|(_, left)| left == line)
+}
+
+fn left_behind() -> MutexGuard<'static, Vec<(Child, String)>> {
     let mut left = LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner);
-    left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-    left.len()
+    left.retain_mut(|(child, _)| matches!(child.try_wait(), Ok(None)));
+    left
 }

@@ -1,7 +1,8 @@
 //! What this program does when it runs itself as a helper process.
 //!
-//! `larder internal statfs PATH` asks a file system for its usage; `larder internal thaw …` is the
-//! watchdog of a freeze. Both are for this crate alone.
+//! `larder internal statfs PATH` asks a file system for its usage, `larder internal alive PATH` whether
+//! it answers at all; `larder internal thaw …` is the watchdog of a freeze. All are for this crate
+//! alone.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -10,6 +11,7 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     match args.next() {
         Some(name) if name == "thaw" => crate::freeze::watchdog_main(args),
         Some(name) if name == "statfs" => crate::filesystems::usage::statfs_main(args),
+        Some(name) if name == "alive" => crate::alive::main(args),
         _ => ExitCode::from(64),
     }
 }

@@ -18,6 +18,7 @@
 //! | [`group`] | giving a tree to a group |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`paths`] | target paths from outside |
+//! | `alive` | whether a file system that may hang answers |
 //! | [`beneath`] | directories reached without following a symlink |
 //! | [`command`] | other programs: deadline, own process group, masked secrets |
 //! | [`fake`] | an in-memory kernel for tests |
@@ -29,6 +30,7 @@
 //!
 //! `unsafe` stands only in the small modules called `sys`.
 
+mod alive;
 pub mod beneath;
 pub mod btrfs;
 pub mod command;

@@ -90,12 +90,13 @@ impl<M: Medium> Core<M> {
         found
     }
 
-    /// Fine while one pool can be used: restarting a driver does not bring back a mount.
+    /// Fine while one pool can be used: restarting a driver does not bring back a mount. Waits for
+    /// no network, because whoever asks may kill a driver that does not answer in time.
     pub(crate) fn probe(&self) -> Result<()> {
         let mut away = Vec::new();
         for name in self.places.names() {
-            match self.places.get(name) {
-                Ok(_) => return Ok(()),
+            match self.places.known(name) {
+                Ok(()) => return Ok(()),
                 Err(fault) => away.push(fault.to_string()),
             }
         }

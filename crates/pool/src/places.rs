@@ -4,7 +4,7 @@ use crate::{
     config::PoolConfig,
     medium::Medium,
     owner::OwnerNote,
-    pool::{Opener, Opening, Pool},
+    pool::{Opener, Opening, Pool, answers},
     recover,
 };
 use larder_host::Host;
@@ -101,6 +101,8 @@ impl<M: Medium> Places<M> {
             Fault::unavailable(format!("use pool {name}: it is not configured here"))
                 .hint(format!("configured are: {}", names.join(", ")))
         })?;
+        // Before any lock is waited for: its holder may hang in the same dead server.
+        answers(&self.host, name, &place.config.path)?;
         if let Some(pool) = current(place) {
             return Ok(pool);
         }
@@ -129,6 +131,22 @@ impl<M: Medium> Places<M> {
         }
     }
 
+    /// Whether the pool can be used, as far as that is known without waiting for anybody.
+    ///
+    /// # Errors
+    /// As [`Places::get`].
+    pub(crate) fn known(&self, name: &PoolName) -> Result<()> {
+        let Some(place) = self.places.get(name) else { return self.get(name).map(drop) };
+        match self.host.filesystems.last_answer(&place.config.path) {
+            // It is of a kind that answers.
+            None => self.get(name).map(drop),
+            Some(Err(fault)) => Err(fault.during(format!("use pool {name}"))),
+            Some(Ok(())) if place.state().away.is_none() => Ok(()),
+            // Perhaps it is back.
+            Some(Ok(())) => self.get(name).map(drop),
+        }
+    }
+
     /// One pool under two names (a symlink, a bind mount, a copy of its directory): each volume
     /// would have two ids.
     fn refuse_second(&self, name: &PoolName, id: Uuid) -> Result<()> {
@@ -153,6 +171,7 @@ impl<M: Medium> Places<M> {
             config: &place.config,
         };
         let attempt = || -> Result<Opening> {
+            answers(&self.host, name, &place.config.path)?;
             let (identity, file) = opener.prove(known, create)?;
             self.refuse_second(name, identity.id)?;
             let former = place.state().pool.clone();
@@ -235,9 +254,14 @@ impl<M: Medium> Places<M> {
     /// Lets go of every pool. An operation that is still running keeps its pool's lock to its end.
     pub(crate) fn stop(&self) {
         for (name, place) in &self.places {
-            let _once = place.opening.lock().unwrap_or_else(PoisonError::into_inner);
+            let answers = answers(&self.host, name, &place.config.path).is_ok();
+            // What hangs there keeps its lock until it ends, or this process does.
+            let _once =
+                answers.then(|| place.opening.lock().unwrap_or_else(PoisonError::into_inner));
             let mut state = place.state();
-            if let Some(pool) = state.pool.take() {
+            if let Some(pool) = state.pool.take()
+                && answers
+            {
                 pool.close();
             }
             state.serving = false;

@@ -68,6 +68,15 @@ struct Inner {
     removing: Mutex<HashSet<OsString>>,
 }
 
+/// Proves that the pool's file system answers, before anything in it is touched: whoever waits for a
+/// dead server waits for ever.
+///
+/// # Errors
+/// `Unavailable`: which pool, and since when.
+pub(crate) fn answers(host: &Host, name: &PoolName, path: &Path) -> Result<()> {
+    host.filesystems.answers(path).map_err(|fault| fault.during(format!("use pool {name}")))
+}
+
 /// What became of an attempt to open a pool.
 pub(crate) enum Opening {
     Open(Pool),
@@ -325,9 +334,13 @@ impl Pool {
             .hint("ask again when it is back"))
     }
 
-    /// Whether the pool is where and what it was, and ours; two or three system calls.
+    /// Whether the pool answers, is where and what it was, and ours; a dozen system calls, unless
+    /// it is on a network.
     pub(crate) fn still_there(&self) -> bool {
         let config = self.config();
+        if answers(&self.0.host, self.name(), &config.path).is_err() {
+            return false;
+        }
         if self.0.read_only && !self.is_read_only() {
             // Writable now: it must be locked and mended first.
             return false;

@@ -18,6 +18,7 @@ mod make;
 mod probe;
 mod real;
 pub(crate) mod usage;
+pub(crate) mod way;
 
 pub use make::least_size;
 pub use real::RealFileSystems;
@@ -122,6 +123,24 @@ pub trait FileSystems: Send + Sync {
     /// # Errors
     /// `Unavailable` when it does not answer in time; `NotFound`.
     fn usage(&self, path: &Path) -> Result<Usage>;
+
+    /// Proves that the file system which holds `path` answers. Kinds that may not (network, FUSE)
+    /// are asked by a process of its own, once for all who want to know, and not again while a
+    /// former question hangs. `path` itself need not exist.
+    ///
+    /// # Errors
+    /// `Unavailable` when it does not answer: at the deadline, and at once as long as that is known.
+    fn answers(&self, path: &Path) -> Result<()> {
+        let _ = path;
+        Ok(())
+    }
+
+    /// What [`FileSystems::answers`] has last found out about a file system that may not answer,
+    /// without waiting; it is asked again in the background. None: it is of a kind that answers.
+    fn last_answer(&self, path: &Path) -> Option<Result<()>> {
+        let _ = path;
+        None
+    }
 
     /// Label and UUID of what is on the device; empty for a blank one.
     ///

@@ -1,7 +1,7 @@
 //! The file systems of this machine.
 
 use super::{FileSystems, Found, Identity, Usage, check, grow, make, probe, usage};
-use crate::HelperProgram;
+use crate::{HelperProgram, alive};
 use larder_model::{Bytes, FsType, Result};
 use std::path::Path;
 
@@ -39,6 +39,12 @@ impl FileSystems for RealFileSystems {
     }
     fn usage(&self, path: &Path) -> Result<Usage> {
         usage::usage(path, &self.helper)
+    }
+    fn answers(&self, path: &Path) -> Result<()> {
+        alive::answers(path, &self.helper)
+    }
+    fn last_answer(&self, path: &Path) -> Option<Result<()>> {
+        alive::last_answer(path, &self.helper)
     }
     fn identity(&self, device: &Path) -> Result<Identity> {
         probe::identity(device)

@@ -1,69 +1,28 @@
 //! How full a file system is.
 //!
-//! `statfs` on a dead network mount can hang for ever, and so can the walk to it. So the path is
-//! walked component by component without touching anything but file systems of this machine; where
-//! the walk meets another kind, a helper process asks instead, and is killed at the deadline.
+//! `statfs` on a dead network mount can hang for ever, and so can the walk to it. Where the path
+//! leads to such a mount ([`super::way`]), a helper process asks instead, and is killed at the
+//! deadline.
 
-use super::Usage;
+use super::{
+    Usage,
+    way::{self, MOST_STUCK},
+};
 use crate::{
     HelperProgram,
     command::{self, Command},
-    mounts::{MountEntry, parse_mountinfo},
     sys::io_fault,
 };
 use larder_model::{Bytes, Fault, Kind, Result};
-use rustix::{
-    fd::OwnedFd,
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfs, StatxFlags},
-    io::Errno,
-};
-use std::{
-    collections::{BTreeSet, VecDeque},
-    ffi::{OsStr, OsString},
-    io::Write,
-    os::unix::ffi::{OsStrExt, OsStringExt},
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use rustix::{fs::StatVfs, io::Errno};
+use std::{ffi::OsString, io::Write, path::Path, process::ExitCode, time::Duration};
 
 /// How long a file system may take to answer.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// With so many helpers stuck in the kernel no further one is started.
-const MOST_STUCK: usize = 16;
-/// File systems whose `statfs` asks nobody else.
-const LOCAL: [&str; 22] = [
-    "ext2",
-    "ext3",
-    "ext4",
-    "xfs",
-    "btrfs",
-    "f2fs",
-    "bcachefs",
-    "zfs",
-    "tmpfs",
-    "ramfs",
-    "devtmpfs",
-    "overlay",
-    "vfat",
-    "exfat",
-    "ntfs3",
-    "erofs",
-    "squashfs",
-    "iso9660",
-    "proc",
-    "sysfs",
-    "rootfs",
-    "hugetlbfs",
-];
-/// As many as the kernel follows.
-const MOST_SYMLINKS: u32 = 40;
-
 /// See [`super::FileSystems::usage`].
 pub(super) fn usage(path: &Path, helper: &HelperProgram) -> Result<Usage> {
     let what = || format!("ask how full {} is", path.display());
-    if let Some(place) = walk(path).map_err(|e| io_fault(what(), e))? {
+    if let Some(place) = way::walk(path).map_err(|e| io_fault(what(), e))? {
         // Through /proc, because an O_PATH descriptor itself is enough for fstatfs.
         let stat = rustix::fs::fstatvfs(&place).map_err(|e| io_fault(what(), e))?;
         return Ok(from_statvfs(&stat));
@@ -140,97 +99,4 @@ fn from_statvfs(stat: &StatVfs) -> Usage {
         inodes_free: stat.f_ffree,
         inodes_used: stat.f_files.saturating_sub(stat.f_ffree),
     }
-}
-
-/// Opens `path` (`O_PATH`) if only local file systems lie on the way; None otherwise.
-fn walk(path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
-    let mut table = None;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = || rustix::fs::openat(CWD, "/", flags, Mode::empty());
-    if path.is_relative() {
-        return Ok(None);
-    }
-    let mut symlinks = 0;
-    let mut rest = components(path);
-    // Directories passed on the way, so that ".." in a symlink's text can be followed back.
-    let mut trail = vec![root()?];
-    while let Some(name) = rest.pop_front() {
-        if name == OsStr::new("..") {
-            if trail.len() > 1 {
-                trail.pop();
-            }
-            continue;
-        }
-        let Some(at) = trail.last() else { return Ok(None) };
-        let next = rustix::fs::openat(at, &name, flags, Mode::empty())?;
-        let stat = rustix::fs::statx(
-            &next,
-            "",
-            AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC,
-            StatxFlags::TYPE | StatxFlags::MNT_ID,
-        )?;
-        if !is_local(&next, stat.stx_mnt_id, &mut table) {
-            return Ok(None);
-        }
-        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Symlink {
-            trail.push(next);
-            continue;
-        }
-        symlinks += 1;
-        if symlinks > MOST_SYMLINKS {
-            return Err(Errno::LOOP);
-        }
-        let text = rustix::fs::readlinkat(&next, "", Vec::new())?;
-        let text = PathBuf::from(OsString::from_vec(text.into_bytes()));
-        if text.is_absolute() {
-            trail.truncate(1);
-        }
-        for name in components(&text).into_iter().rev() {
-            rest.push_front(name);
-        }
-    }
-    Ok(trail.pop())
-}
-
-fn components(path: &Path) -> VecDeque<OsString> {
-    path.as_os_str()
-        .as_bytes()
-        .split(|b| *b == b'/')
-        .filter(|name| !name.is_empty() && *name != b".")
-        .map(|name| OsStr::from_bytes(name).to_owned())
-        .collect()
-}
-
-/// Mounts of local file systems that were met before, by the id that the kernel never gives twice.
-/// Kubelet asks for every volume once a minute; reading a table of a thousand mounts each time would
-/// take longer than all the rest.
-static KNOWN: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
-/// Then it is begun anew: most of these mounts are gone.
-const MOST_KNOWN: usize = 8192;
-/// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
-fn is_local(place: &OwnedFd, mount: u64, table: &mut Option<Vec<MountEntry>>) -> bool {
-    let at = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    let unique = rustix::fs::statx(place, "", at, MNT_ID_UNIQUE)
-        .ok()
-        .filter(|stat| stat.stx_mask & MNT_ID_UNIQUE.bits() != 0)
-        .map(|stat| stat.stx_mnt_id);
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if unique.is_some_and(|id| known().contains(&id)) {
-        return true;
-    }
-    let table = table.get_or_insert_with(|| {
-        let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-        parse_mountinfo(&text).unwrap_or_default()
-    });
-    let local = table.iter().any(|m| m.id == mount && LOCAL.contains(&m.fs_type.as_str()));
-    if let Some(id) = unique.filter(|_| local) {
-        let mut known = known();
-        if known.len() >= MOST_KNOWN {
-            known.clear();
-        }
-        known.insert(id);
-    }
-    local
 }

@@ -1,11 +1,15 @@
 //! What must never be frozen.
 
 use crate::{
+    filesystems::way,
     mounts::{DeviceId, MountEntry, parse_mountinfo},
     sys::io_fault,
 };
 use larder_model::{Fault, Result};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, StatxFlags},
+    io::Errno,
+};
 use std::{
     collections::BTreeSet,
     fs::File,
@@ -34,8 +38,11 @@ pub(super) fn file_system_of(file: &File) -> Result<MountEntry> {
 }
 
 /// Refuses to freeze file system `device` (mounted at `path`) if any of `never` lies on it, directly
-/// or through what is below it. A protected path that does not exist is an error too: where it
-/// would lie is unknown.
+/// or through what is below it.
+///
+/// A protected path need not be there, or answer: a pool that is away, or whose server is dead, must
+/// not keep those of other pools from being cut. What counts then is the last directory on the way to
+/// it that can be reached: the path lies there, or on something mounted there.
 pub(super) fn refuse(path: &Path, device: DeviceId, never: &[PathBuf]) -> Result<()> {
     for protected in never {
         let mut stack = Stack::default();
@@ -62,17 +69,16 @@ struct Stack {
 impl Stack {
     fn path(&mut self, path: &Path) -> Result<()> {
         let what = || format!("find out what {} depends on", path.display());
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .map(File::from)
-            .map_err(|e| io_fault(what(), e))?;
+        let file = reach(path).map_err(|e| io_fault(what(), e))?;
         let mount = file_system_of(&file).map_err(|e| e.during(what()))?;
         if !self.file_systems.insert(mount.device) {
             return Ok(());
         }
         if mount.device.major != 0 {
             self.device(mount.device);
-        } else if let Ok(device) = DeviceId::of_block_device(Path::new(&mount.source)) {
+        } else if way::is_local_kind(&mount.fs_type)
+            && let Ok(device) = DeviceId::of_block_device(Path::new(&mount.source))
+        {
             // btrfs has a number of its own.
             self.device(device);
         }
@@ -106,6 +112,17 @@ impl Stack {
             }
         }
     }
+}
+
+/// Opens (`O_PATH`) what lies as far down the path as can be reached without asking a file system that
+/// may not answer.
+fn reach(path: &Path) -> rustix::io::Result<File> {
+    // A link to what is open, whatever its name is by now: the way to it is not gone.
+    if path.starts_with("/proc/self") {
+        return rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map(File::from);
+    }
+    way::far(&std::path::absolute(path).map_err(|_| Errno::INVAL)?).map(|(file, _)| file.into())
 }
 
 fn number_of(device: &Path) -> Option<DeviceId> {

@@ -170,7 +170,7 @@ impl Watchdog {
     fn end(&mut self) {
         self.to = None;
         if let Some(child) = self.child.take() {
-            crate::command::leave_behind(child, Duration::from_secs(1));
+            crate::command::leave_behind(child, "the watchdog of a freeze", Duration::from_secs(1));
         }
     }
 }

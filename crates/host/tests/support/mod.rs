@@ -71,6 +71,22 @@ impl Scratch {
     pub(crate) fn mount(&self, device: &Path, fs: FsType, target: &Path, options: &[&str]) {
         self.host.mounts.mount(&mount_request(device, fs, target, options)).unwrap();
     }
+    /// Mounts a network file system whose server is dead: FUSE without anybody who serves it. Whoever
+    /// asks it anything hangs until what is returned is dropped.
+    pub(crate) fn mount_dead(&self, target: &Path) -> std::fs::File {
+        let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let fd = format!("fd={}", std::os::fd::AsRawFd::as_raw_fd(&server));
+        let options = [&fd, "rootmode=40000", "user_id=0", "group_id=0"];
+        let request = MountRequest {
+            fs_type: "fuse".into(),
+            source: "dead".into(),
+            target: target.to_owned(),
+            options: options.map(str::to_owned).into(),
+            read_only: false,
+        };
+        self.host.mounts.mount(&request).unwrap();
+        server
+    }
     pub(crate) fn unmount(&self, target: &Path) {
         self.host.mounts.unmount(target, Unmount::Normal).unwrap();
     }

@@ -18,6 +18,7 @@ mod listing;
 mod lives;
 mod power;
 mod processes;
+mod silent;
 mod snapshots;
 mod support;
 mod volumes;

@@ -2,7 +2,7 @@
 //! that stands for what media keep elsewhere (quota ids, devices). A ticket without its volume is a
 //! leak, and so is a volume without its ticket.
 
-use larder_host::{BindRequest, Host, MountRequest, Unmount};
+use larder_host::{BindRequest, HelperProgram, Host, MountRequest, Unmount};
 use larder_model::{
     AccessMode, AccessType, Backend, Bytes, CapacityRange, Cx, Fault, MountAccess, Params,
     PoolName, Provision, Result, Secrets, SnapshotId, VolumeCapability, VolumeId,
@@ -285,6 +285,16 @@ impl Bench {
         Host::real().mounts.mount(&request).expect("these tests mount file systems: run as root");
     }
 
+    /// Mounts a network file system whose server is dead: FUSE without anybody who serves it. Whoever
+    /// asks it anything hangs until what is returned is dropped.
+    pub fn mount_dead(&self, target: &Path) -> fs::File {
+        use std::os::fd::AsRawFd;
+        let server = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let fd = format!("fd={}", server.as_raw_fd());
+        self.mount("fuse", "dead", target, &[&fd, "rootmode=40000", "user_id=0", "group_id=0"]);
+        server
+    }
+
     pub fn bind(&self, source: &Path, target: &Path) {
         let (source, target) = (source.to_owned(), target.to_owned());
         let request = BindRequest { source, target, read_only: false, options: Vec::new() };
@@ -316,7 +326,10 @@ impl Bench {
 
     pub fn stopped(&self) -> LocalBackend<FakeMedium> {
         let note = OwnerNote::this("fake.example", Some("unix:///fake.sock".to_owned()));
-        LocalBackend::new(self.medium.clone(), Host::real(), note, self.pools.clone()).unwrap()
+        // In the product this is `larder internal alive PATH`.
+        let script = ["/bin/sh", "-c", "exec stat \"$2\"", "helper"];
+        let host = Host::real_with(HelperProgram(script.map(Into::into).into()));
+        LocalBackend::new(self.medium.clone(), host, note, self.pools.clone()).unwrap()
     }
 
     pub fn tickets(&self) -> BTreeSet<String> {

@@ -1,0 +1,120 @@
+//! Pools whose server is dead: it is mounted, and answers nothing, for ever.
+
+use crate::support::{Bench, Calls, copied, spec, volume};
+use larder_model::{Backend, Connect, Fault, Kind, Provision, volume::ContentSource};
+use larder_pool::LocalBackend;
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+type Pools = LocalBackend<crate::support::FakeMedium>;
+
+/// The deadline for one that answered before is five seconds.
+const FIRST: Duration = Duration::from_secs(8);
+const LATER: Duration = Duration::from_secs(1);
+
+/// The call ends in time.
+async fn timely<T>(what: &str, most: Duration, call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(most, call).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+async fn refused(backend: &Pools) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let id = volume("a/v");
+    faults.push(timely("get", LATER, backend.get("a/v")).await.unwrap_err());
+    faults.push(timely("create", LATER, backend.create(&spec("a/w"))).await.unwrap_err());
+    faults.push(timely("delete", LATER, backend.delete("a/v")).await.unwrap_err());
+    faults.push(timely("cut", LATER, backend.cut("a/s", "a/v")).await.unwrap_err());
+    faults.push(timely("usage", LATER, backend.usage(&id)).await.unwrap_err());
+    faults.push(timely("state", LATER, backend.format_state(&id)).await.unwrap_err());
+    let clone = copied("b/c", ContentSource::Volume(id.clone()));
+    faults.push(timely("clone", LATER, backend.create(&clone)).await.unwrap_err());
+    let health = Provision::health(backend).unwrap();
+    faults.push(timely("health", LATER, health.volume_health(&id)).await.unwrap_err());
+    faults
+}
+
+fn processes_that_ask(pool: &Path) -> usize {
+    let asks = |pid: &std::ffi::OsStr| {
+        let line = fs::read(Path::new("/proc").join(pid).join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).starts_with(&format!("stat\0{}\0", pool.display()))
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter(|e| asks(&e.file_name())).count()
+}
+
+#[tokio::test]
+async fn a_dead_server_under_a_pool_blocks_neither_a_call_nor_a_thread_and_others_go_on() {
+    let mut bench = Bench::default();
+    bench.change("a", |config| config.shared = true);
+    let backend = bench.start().await;
+    backend.create(&spec("a/v")).await.unwrap();
+    let pool = bench.pool("a");
+    let server = bench.mount_dead(&pool);
+
+    // Many at once: one question is asked for all of them.
+    let begun = Instant::now();
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let backend = backend.clone();
+            async move { timely("get", FIRST, backend.get("a/v")).await.unwrap_err() }
+        })
+        .collect();
+    let asked = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        processes_that_ask(&pool)
+    };
+    let mut set = tokio::task::JoinSet::new();
+    for call in calls {
+        set.spawn(call);
+    }
+    assert_eq!(asked.await, 1);
+    for fault in set.join_all().await {
+        assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+    }
+    assert!(begun.elapsed() < FIRST);
+
+    // From then on it is known, and told at once: which pool, and since when.
+    for fault in refused(&backend).await {
+        assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+        let text = fault.to_string();
+        assert!(text.contains("pool a") && text.contains("since 20"), "{text}");
+        assert!(fault.hint_text().is_some(), "{text}");
+    }
+    let status = timely("status", LATER, backend.pool_status()).await;
+    assert!(status[0].fault.as_ref().unwrap().contains("does not answer"), "{status:?}");
+    let health = timely("storage health", LATER, backend.storage_health()).await;
+    assert!(health.iter().any(|h| h.unreachable), "{health:?}");
+    // Others go on, and the driver is alive.
+    timely("probe", LATER, backend.probe()).await.unwrap();
+    timely("create elsewhere", LATER, backend.create(&spec("b/v"))).await.unwrap();
+    timely("delete elsewhere", LATER, backend.delete("b/v")).await.unwrap();
+    // What hangs does not keep the driver from stopping and starting.
+    timely("stop", LATER, backend.stop()).await;
+    let next = bench.stopped();
+    timely("start", LATER, next.start(&larder_model::Cx::new())).await.unwrap();
+    assert_eq!(timely("get", LATER, next.get("a/v")).await.unwrap_err().kind(), Kind::Unavailable);
+
+    // It comes back, and is used again by itself.
+    drop(server);
+    bench.unmount(&pool);
+    timely("get", LATER, next.get("a/v")).await.unwrap();
+    timely("delete", LATER, next.delete("a/v")).await.unwrap();
+    assert_eq!(processes_that_ask(&pool), 0);
+}
+
+#[tokio::test]
+async fn probe_waits_for_no_server() {
+    let bench = Bench::new(&["a"]);
+    let backend = bench.start().await;
+    let server = bench.mount_dead(&bench.pool("a"));
+    // Nothing is known yet; what is asked in the background is known later.
+    timely("probe", LATER, backend.probe()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let fault = timely("probe", LATER, backend.probe()).await.unwrap_err();
+    assert!(fault.to_string().contains("does not answer, since 20"), "{fault}");
+    drop(server);
+    bench.unmount(&bench.pool("a"));
+    timely("probe", LATER, backend.probe()).await.unwrap();
+}
