@@ -46,12 +46,14 @@ pub(crate) fn enter_namespace() -> Result<()> {
                 .with_context(|| format!("failed to write /proc/self/{file}"))?;
         }
     }
-    // Nothing that is mounted here shall be seen outside.
+    // Nothing that is mounted here shall be seen outside; what is unmounted outside shall not be kept
+    // in use from here.
     rustix::mount::mount_change(
         "/",
-        rustix::mount::MountPropagationFlags::REC | rustix::mount::MountPropagationFlags::PRIVATE,
+        rustix::mount::MountPropagationFlags::REC
+            | rustix::mount::MountPropagationFlags::DOWNSTREAM,
     )
-    .context("failed to make the demo's mounts private")
+    .context("failed to make the demo's mounts its own")
 }
 
 #[allow(
