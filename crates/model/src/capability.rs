@@ -1,6 +1,9 @@
 //! How a volume may be used: access modes, access types, file systems.
 
-use crate::fault::{Fault, Result};
+use crate::{
+    fault::{Fault, Result},
+    id::VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -153,5 +156,44 @@ impl VolumeCapability {
     /// Whether it is a raw block device.
     pub fn is_block(&self) -> bool {
         matches!(self.access, AccessType::Block)
+    }
+}
+
+/// What a volume was made for.
+///
+/// It is kept to that: a volume that was made to be mounted and is handed out raw before its first
+/// mount could never be formatted afterwards, because nobody knows what was written where no probe
+/// looks; and one that was made for raw access may hold what looks blank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uses {
+    /// To be mounted.
+    pub mount: bool,
+    /// To be a raw block device.
+    pub block: bool,
+}
+
+impl Uses {
+    /// Whatever its kind of storage can do: volumes that were not created through us.
+    pub const ANY: Self = Self { mount: true, block: true };
+
+    /// What `capabilities` ask for.
+    pub fn of(capabilities: &[VolumeCapability]) -> Self {
+        let block = capabilities.iter().any(VolumeCapability::is_block);
+        Self { mount: capabilities.iter().any(|c| !c.is_block()), block }
+    }
+
+    /// Refuses a way of using volume `id` that it was not made for.
+    ///
+    /// # Errors
+    /// `Precondition`, as CSI wants it from a node.
+    pub fn check(self, id: &VolumeId, capability: &VolumeCapability) -> Result<()> {
+        let (made, asked) = match capability.is_block() {
+            true if !self.block => ("to be mounted", "a raw block device"),
+            false if !self.mount => ("to be a raw block device", "a mounted volume"),
+            _ => return Ok(()),
+        };
+        Err(Fault::precondition(format!("use volume {id} as {asked}: it was made {made}")).hint(
+            "use it so, or copy it: a clone or a restored snapshot may be asked for in the other way",
+        ))
     }
 }

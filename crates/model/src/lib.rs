@@ -32,7 +32,7 @@ pub mod volume;
 
 pub use backend::{Backend, Connect, Provision};
 pub use bytes::{Bytes, CapacityRange};
-pub use capability::{AccessMode, AccessType, FsType, MountAccess, VolumeCapability};
+pub use capability::{AccessMode, AccessType, FsType, MountAccess, Uses, VolumeCapability};
 pub use cx::Cx;
 pub use fault::{Fault, Kind, Result};
 pub use id::{DriverName, Handle, Native, NodeName, PoolName, RequestedName, SnapshotId, VolumeId};

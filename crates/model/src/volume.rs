@@ -2,7 +2,7 @@
 
 use crate::{
     bytes::{Bytes, CapacityRange},
-    capability::{AccessMode, FsType, VolumeCapability},
+    capability::{AccessMode, FsType, Uses, VolumeCapability},
     id::{NodeName, RequestedName, SnapshotId, VolumeId},
     secrets::Secrets,
     topology::{Segments, TopologyRequirement},
@@ -99,6 +99,8 @@ pub struct Volume {
     pub is_static: bool,
     /// It lives as long as one pod.
     pub ephemeral: bool,
+    /// What it was made for.
+    pub uses: Uses,
 }
 
 /// A snapshot that shall exist.

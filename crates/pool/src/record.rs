@@ -9,7 +9,7 @@
 //! nothing.
 
 use larder_model::{
-    AccessType, Bytes, Fault, Native, PoolName, Result, VolumeCapability,
+    AccessType, Bytes, Fault, Native, PoolName, Result, Uses, VolumeCapability,
     volume::{Attributes, ContentSource, FormatState},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -124,6 +124,15 @@ impl Access {
         access.sort();
         access.dedup();
         access
+    }
+
+    /// What a volume with these ways of access is for.
+    pub(crate) fn uses(access: &[Self]) -> Uses {
+        if access.is_empty() {
+            return Uses::ANY;
+        }
+        let block = access.contains(&Self::Block);
+        Uses { block, mount: access.iter().any(|one| *one != Self::Block) }
     }
 }
 

@@ -247,6 +247,7 @@ impl<M: Medium> Core<M> {
             created: record.created,
             is_static: entry.is_static,
             ephemeral: record.ephemeral,
+            uses: Access::uses(&record.access),
         }
     }
 }

@@ -174,6 +174,9 @@ async fn node_faults() -> [&'static str; 6] {
         let descriptor = crate::message::descriptor("VolumeCapability");
         let capability = DynamicMessage::decode(descriptor, capability.as_slice()).unwrap();
         request.set_field_by_name("volume_capability", Value::Message(capability));
+        if rpc == "NodePublishVolume" {
+            request.set_field_by_name("readonly", Value::Bool(false));
+        }
         request
     };
     ok(&rig, "NodeStageVolume", &raw("NodeStageVolume")).await;

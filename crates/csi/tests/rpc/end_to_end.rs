@@ -160,6 +160,92 @@ async fn a_raw_device_lives_from_create_to_delete() {
     life(&rig, block()).await;
 }
 
+/// A raw device that nobody formatted yet could never be formatted after a workload had it.
+#[tokio::test]
+async fn a_volume_is_confirmed_and_staged_only_as_what_it_was_made_for() {
+    let kernel = FakeKernel::new();
+    let rig = Rig::with(devices(&kernel), kernel, |_| {}).started().await;
+    let client = rig.remote().await;
+    for (name, right, wrong) in
+        [("mounted", valid::mounted(), block()), ("raw", block(), valid::mounted())]
+    {
+        let create = csi::CreateVolumeRequest {
+            name: name.to_owned(),
+            volume_capabilities: vec![right.clone()],
+            ..Default::default()
+        };
+        client.controller().create_volume(create).await.unwrap();
+        for (capability, fits) in [(wrong, false), (right, true)] {
+            let validate = csi::ValidateVolumeCapabilitiesRequest {
+                volume_id: format!("default/{name}"),
+                volume_capabilities: vec![capability.clone()],
+                ..Default::default()
+            };
+            let answer = client.controller().validate_volume_capabilities(validate).await.unwrap();
+            assert_eq!(answer.into_inner().confirmed.is_some(), fits, "{name}");
+            let stage = csi::NodeStageVolumeRequest {
+                volume_id: format!("default/{name}"),
+                staging_target_path: rig.path("staging"),
+                volume_capability: Some(capability),
+                ..Default::default()
+            };
+            let staged = client.node().node_stage_volume(stage).await;
+            assert_eq!(staged.is_ok(), fits, "{name}: {staged:?}");
+            if let Err(refused) = staged {
+                assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+            }
+        }
+        let unstage = csi::NodeUnstageVolumeRequest {
+            volume_id: format!("default/{name}"),
+            staging_target_path: rig.path("staging"),
+        };
+        client.node().node_unstage_volume(unstage).await.unwrap();
+    }
+}
+
+/// A read-only mount of a device node keeps nobody from writing through it.
+#[tokio::test]
+async fn a_raw_device_is_published_read_only_only_when_it_is_staged_for_reading() {
+    use csi::volume_capability::access_mode::Mode;
+    let kernel = FakeKernel::new();
+    let rig = Rig::with(devices(&kernel), kernel, |_| {}).started().await;
+    rig.fill().await;
+    let client = rig.remote().await;
+    let reader = VolumeCapability::raw_block(Mode::SingleNodeReaderOnly);
+    for (capability, allowed) in [(block(), false), (reader, true)] {
+        let stage = csi::NodeStageVolumeRequest {
+            volume_id: valid::VOLUME.to_owned(),
+            staging_target_path: rig.path("staging"),
+            volume_capability: Some(capability.clone()),
+            ..Default::default()
+        };
+        client.node().node_stage_volume(stage).await.unwrap();
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: valid::VOLUME.to_owned(),
+            staging_target_path: rig.path("staging"),
+            target_path: rig.path("pod/target"),
+            volume_capability: Some(capability),
+            readonly: true,
+            ..Default::default()
+        };
+        let published = client.node().node_publish_volume(publish).await;
+        assert_eq!(published.is_ok(), allowed, "{published:?}");
+        if let Err(refused) = published {
+            assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+        }
+        let unpublish = csi::NodeUnpublishVolumeRequest {
+            volume_id: valid::VOLUME.to_owned(),
+            target_path: rig.path("pod/target"),
+        };
+        client.node().node_unpublish_volume(unpublish).await.unwrap();
+        let unstage = csi::NodeUnstageVolumeRequest {
+            volume_id: valid::VOLUME.to_owned(),
+            staging_target_path: rig.path("staging"),
+        };
+        client.node().node_unstage_volume(unstage).await.unwrap();
+    }
+}
+
 /// kubelet knows such a volume by an id of its own, never stages it, and speaks of it twice.
 #[tokio::test]
 async fn an_inline_volume_is_made_and_deleted_with_its_pod() {

@@ -101,7 +101,8 @@ impl Rig {
         let mut controller = self.driver.client().controller();
         let create = csi::CreateVolumeRequest {
             name: "vol".to_owned(),
-            volume_capabilities: vec![valid::mounted()],
+            // For both ways of using it: it is kept to what it was made for.
+            volume_capabilities: vec![valid::mounted(), valid::block()],
             ..Default::default()
         };
         controller.create_volume(create).await.unwrap();

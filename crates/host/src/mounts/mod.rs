@@ -139,7 +139,7 @@ pub struct BindRequest {
     pub source: PathBuf,
     /// Where: exists already and is a directory like the source, or a file for anything else.
     pub target: PathBuf,
-    /// Nobody can write through it.
+    /// Nobody can write files through it. (Writing to a device node is not writing to its mount.)
     pub read_only: bool,
     /// Options of the mount: `nosuid`, `nodev`, `noexec`, `noatime`, `nodiratime`, `relatime`,
     /// `strictatime`, `nosymfollow` and their opposites; `bind`, `rbind` are accepted and `rbind`
@@ -250,7 +250,9 @@ pub trait Mounts: Send + Sync {
     /// absent target or device; `Corrupt` where the file system is damaged.
     fn mount(&self, request: &MountRequest) -> Result<()>;
 
-    /// Shows a directory or file at a second place. Read-only holds from the first moment on.
+    /// Shows a directory or file at a second place. Read-only holds from the first moment on, for
+    /// files and directories; a device node that is shown read-only can be opened for writing all the
+    /// same, so whoever wants that needs a device that is read-only itself.
     ///
     /// # Errors
     /// `Precondition` when the target is a mount point already, a symlink, or of another kind than

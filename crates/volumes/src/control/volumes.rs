@@ -12,9 +12,10 @@ use crate::{
     node::is_made_for,
 };
 use larder_model::{
-    Bytes, CapacityRange, Cx, Fault, Kind, PoolName, Result, Secrets, VolumeId,
+    AccessType, Bytes, CapacityRange, Cx, Fault, Kind, MountAccess, PoolName, Result, Secrets,
+    VolumeId,
     id::quoted,
-    volume::{Attributes, Capacity, Page, Volume},
+    volume::{Attributes, Capacity, Page, Volume, context},
 };
 use std::sync::Arc;
 
@@ -226,6 +227,17 @@ impl Inner {
         }
         check_mutable(&mutable)?;
         accept::capabilities(self.backend.facts(), &request.capabilities, &parameters)?;
+        for capability in &request.capabilities {
+            // Not confirmed is no fault here, but what a later call would meet.
+            let kept = volume.uses.check(&volume.id, capability);
+            kept.map_err(|fault| fault.with_kind(Kind::Invalid))?;
+            if let AccessType::Mount(MountAccess { fs_type, .. }) = &capability.access {
+                check_file_system(fs_type, volume)?;
+            }
+        }
+        if let Some(fs) = parameters.get(accept::FS) {
+            check_file_system(fs, volume)?;
+        }
         // Callers add keys of their own to the context; only what contradicts ours counts.
         let differs = |(key, value): &(&String, &String)| {
             volume.context.get(*key).is_some_and(|v| v != *value)
@@ -314,4 +326,16 @@ pub(super) fn check_mutable(parameters: &Attributes) -> Result<()> {
             .hint("set pool in parameters, not in mutable_parameters"));
     }
     Ok(())
+}
+
+/// Refuses a file system that the volume does not have.
+fn check_file_system(asked: &str, volume: &Volume) -> Result<()> {
+    match volume.context.get(context::FS) {
+        Some(has) if asked != has && !asked.is_empty() => Err(Fault::invalid(format!(
+            "use volume {} with file system {}: it has {has}",
+            volume.id,
+            quoted(asked)
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -293,6 +293,17 @@ pub(super) fn publish(
         return Err(Fault::precondition(format!("publish as {asked}: it is staged as {is}"))
             .hint("unstage it first"));
     }
+    if wanted.terms.block && wanted.readonly && !staged.reader {
+        // Whoever can open a device node can write through it: no mount of the node, however
+        // read-only, stands in the way. Only the device itself can refuse.
+        return Err(Fault::precondition(
+            "publish a raw block device read-only: it is staged for writing",
+        )
+        .hint(
+            "stage it with an access mode that only reads (SINGLE_NODE_READER_ONLY, \
+             MULTI_NODE_READER_ONLY), or publish it without readonly",
+        ));
+    }
     second_target(wanted, seen.others)?;
     // A mount is read-only as a whole where its file system is, or where this workload asked so.
     let read_only = wanted.readonly || staged.reader;

@@ -70,6 +70,8 @@ impl Executor {
         if steps.is_empty() {
             return Ok(());
         }
+        let kept = self.backend.provision().get_volume(id).await?;
+        kept.uses.check(id, &request.capability)?;
         let mut work = Work {
             id,
             request,

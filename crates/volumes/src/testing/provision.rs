@@ -6,7 +6,7 @@ use super::{
 };
 use async_trait::async_trait;
 use larder_model::{
-    Bytes, CapacityRange, Cx, Fault, FsType, Params, PoolName, Provision, Result, Secrets,
+    Bytes, CapacityRange, Cx, Fault, FsType, Params, PoolName, Provision, Result, Secrets, Uses,
     VolumeCapability, VolumeId,
     backend::{
         Attach, ChangedBlocks, Expand, GetCapacity, Groups, Health, ListVolumes, Modify, Parameter,
@@ -20,6 +20,12 @@ pub(super) static PARAMETERS: [Parameter; 2] = [
     Parameter { name: "fs", what: "The file system.", default: "ext4" },
     Parameter { name: "tier", what: "A word; can be changed.", default: "" },
 ];
+
+fn context_of(spec: &VolumeSpec) -> Attributes {
+    let mut context = Attributes::from([("medium".to_owned(), "memory".to_owned())]);
+    context.extend(spec.parameters.get("fs").map(|fs| ("fs".to_owned(), fs.clone())));
+    context
+}
 
 /// Says that a mutating call works on an object, until dropped.
 pub(super) struct Busy<'a>(&'a MemoryBackend, Vec<String>);
@@ -119,12 +125,13 @@ impl MemoryBackend {
             id: spec.id.clone(),
             name: spec.name.to_string(),
             capacity,
-            context: Attributes::from([("medium".to_owned(), "memory".to_owned())]),
+            context: context_of(spec),
             source: spec.source.clone(),
             topology: facts.scope.segments().into_iter().collect(),
             created: jiff::Timestamp::now(),
             is_static: false,
             ephemeral: spec.ephemeral,
+            uses: Uses::of(&spec.capabilities),
         };
         let stored = StoredVolume {
             volume: volume.clone(),

@@ -1,7 +1,7 @@
 //! What the memory backend keeps: the part that survives a restart.
 
 use larder_model::{
-    AccessMode, Bytes, Fault, PoolName, Result, VolumeId,
+    AccessMode, Bytes, Fault, PoolName, Result, Uses, VolumeId,
     volume::{
         Attributes, ContentSource, FormatState, GroupSnapshot, HealthEntry, PoolStatus, Snapshot,
         Volume,
@@ -110,6 +110,7 @@ impl Store {
             created: jiff::Timestamp::now(),
             is_static: true,
             ephemeral: false,
+            uses: Uses::ANY,
         };
         let stored = StoredVolume {
             volume,

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use larder_host::{Host, LoopRequest, durable, image};
 use larder_model::{
     AccessMode, Backend, Bytes, Connect, Cx, Fault, FsType, PoolName, Provision, Result, Secrets,
-    VolumeId,
+    Uses, VolumeId,
     backend::{Attachment, ConnectRequest, Expand, Parameter, Source},
     volume::{
         Attributes, Facts, FormatState, HealthEntry, HealthStatus, PoolStatus, Scope, Volume,
@@ -143,6 +143,11 @@ impl Provision for ImageBackend {
             created: "2026-01-01T00:00:00Z".parse().unwrap(),
             is_static: false,
             ephemeral,
+            uses: match id.native().as_str() {
+                "only-mount" => Uses { mount: true, block: false },
+                "only-block" => Uses { mount: false, block: true },
+                _ => Uses::ANY,
+            },
         })
     }
     fn check_parameters(&self, _: &Attributes) -> Result<()> {

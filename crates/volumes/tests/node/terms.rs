@@ -39,6 +39,56 @@ async fn equal_repeats_change_nothing_and_other_terms_are_a_conflict() {
     }
 }
 
+/// Handed out raw before its first mount it could never be formatted afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_staged_only_in_the_way_it_was_made_for() {
+    for on in [On::Fake, On::Real] {
+        let world = World::new(on);
+        for (name, right, wrong) in [
+            ("only-mount", mount as fn() -> VolumeCapability, block as fn() -> VolumeCapability),
+            ("only-block", block, mount),
+        ] {
+            world.volume(name);
+            let before = world.snapshot();
+            let fault = world.stage(name, wrong()).await.unwrap_err();
+            assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+            assert!(fault.to_string().contains("it was made to be"), "{fault}");
+            assert_eq!(world.snapshot(), before, "{name}");
+            world.stage(name, right()).await.unwrap();
+            world.publish(name, 1, right()).await.unwrap();
+            world.unpublish(name, 1).await.unwrap();
+            world.unstage(name).await.unwrap();
+        }
+        world.assert_nothing_left();
+    }
+}
+
+/// The kernel lets whoever opens a device node write through a read-only mount of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raw_device_is_published_read_only_only_where_the_device_itself_is() {
+    use std::os::unix::fs::FileExt;
+    let world = World::new(On::Real);
+    world.volume("raw");
+    let read_only = |how| PublishRequest { readonly: true, ..world.publish_request("raw", 1, how) };
+    world.stage("raw", block()).await.unwrap();
+    let refused = world.engine.publish(read_only(block()), &Cx::new()).await;
+    assert_eq!(kind(refused), Kind::Precondition);
+    let mode = AccessMode::SingleNodeReaderOnly;
+    let reader = || VolumeCapability { mode, ..block() };
+    let refused = world.engine.publish(read_only(reader()), &Cx::new()).await;
+    assert_eq!(kind(refused), Kind::Precondition);
+    assert!(!world.target("raw", 1).exists(), "a target of a refused call is left");
+    world.unstage("raw").await.unwrap();
+
+    world.stage("raw", reader()).await.unwrap();
+    world.engine.publish(read_only(reader()), &Cx::new()).await.unwrap();
+    let target = fs::File::options().write(true).open(world.target("raw", 1));
+    assert!(target.is_err() || target.unwrap().write_all_at(&[1; 512], 0).is_err());
+    world.unpublish("raw", 1).await.unwrap();
+    world.unstage("raw").await.unwrap();
+    world.assert_nothing_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn second_targets_follow_the_access_mode() {
     for (mode, allowed) in [

@@ -159,6 +159,50 @@ async fn validation_confirms_or_says_what_does_not_hold() {
 }
 
 #[tokio::test]
+async fn a_volume_is_confirmed_only_for_what_it_was_made_for() {
+    let (engine, _) = engine_of(Memory::default()).await;
+    let writer = || mount(AccessMode::SingleNodeWriter);
+    for (name, capabilities) in [
+        ("mounted", vec![mount_as("xfs")]),
+        ("raw", vec![block()]),
+        ("either", vec![mount_as("xfs"), block()]),
+    ] {
+        let parameters = map(&[("fs", "xfs")]);
+        let request = CreateVolume { capabilities, parameters, ..create(name) };
+        engine.create_volume(request).await.unwrap();
+    }
+    for (name, capability, refused) in [
+        ("mounted", writer(), None),
+        ("mounted", mount_as("xfs"), None),
+        ("mounted", mount_as("ext4"), Some("it has xfs")),
+        ("mounted", block(), Some("made to be mounted")),
+        ("raw", block(), None),
+        ("raw", writer(), Some("made to be a raw block device")),
+        ("either", block(), None),
+        ("either", writer(), None),
+        ("either", mount_as("btrfs"), Some("it has xfs")),
+    ] {
+        let ask = ValidateVolume {
+            volume_id: format!("default/{name}"),
+            capabilities: vec![capability],
+            ..ValidateVolume::default()
+        };
+        match (engine.validate_volume(ask).await.unwrap(), refused) {
+            (Validated::Confirmed, None) => {}
+            (Validated::Refused(text), Some(why)) => assert!(text.contains(why), "{text}"),
+            (other, _) => panic!("{name}: {other:?}"),
+        }
+    }
+    let other = ValidateVolume {
+        volume_id: "default/mounted".into(),
+        capabilities: vec![writer()],
+        parameters: map(&[("fs", "ext4")]),
+        ..ValidateVolume::default()
+    };
+    assert!(matches!(engine.validate_volume(other).await.unwrap(), Validated::Refused(_)));
+}
+
+#[tokio::test]
 async fn capacity_is_what_can_still_be_made_there() {
     let mut settings = Memory { pool_size: Bytes::mib(10), ..Memory::default() };
     settings.facts.access_modes = AccessMode::SINGLE_NODE.to_vec();
