@@ -6,11 +6,10 @@
 //! least), and a walk that is not done after two seconds is given up for ten minutes: the caller
 //! then shows the figures of the whole file system.
 
-use larder_model::{Bytes, Fault, Result};
+pub(crate) use larder_host::held::{Held, held as walk};
+use larder_model::Result;
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::ErrorKind,
-    os::unix::fs::MetadataExt,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -22,71 +21,6 @@ const REST: u32 = 50;
 const GIVEN_UP: Duration = Duration::from_secs(600);
 /// Results that nobody asked for in this time are forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
-
-/// What a tree holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Held {
-    /// Bytes on the file system (allocated blocks; holes take none, hard links count once).
-    pub(crate) bytes: Bytes,
-    /// Files, directories and whatever else has an inode.
-    pub(crate) inodes: u64,
-}
-
-/// Walks the tree at `root`, not into other file systems or subvolumes mounted or nested in it.
-/// None: not done at `deadline`.
-///
-/// # Errors
-/// `NotFound` when there is no such directory; what vanishes during the walk is not counted.
-pub(crate) fn walk(root: &Path, deadline: Option<Instant>) -> Result<Option<Held>> {
-    let what = || format!("measure {}", root.display());
-    let top = std::fs::symlink_metadata(root).map_err(|e| Fault::io(what(), e))?;
-    let mut held = Held { bytes: blocks(&top), inodes: 1 };
-    let mut linked = BTreeSet::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(directory) = todo.pop() {
-        if deadline.is_some_and(|d| Instant::now() >= d) {
-            return Ok(None);
-        }
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(e) if is_passing(&e) => continue,
-            Err(e) => return Err(Fault::io(what(), e)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|e| Fault::io(what(), e))?;
-            // Does not follow symlinks.
-            let meta = match entry.metadata() {
-                Ok(meta) => meta,
-                Err(e) if is_passing(&e) => continue,
-                Err(e) => return Err(Fault::io(what(), e)),
-            };
-            if meta.dev() != top.dev() {
-                continue;
-            }
-            if meta.is_dir() {
-                todo.push(entry.path());
-            } else if meta.nlink() > 1 && !linked.insert(meta.ino()) {
-                continue;
-            }
-            held.bytes = held.bytes.saturating_add(blocks(&meta));
-            held.inodes += 1;
-        }
-    }
-    Ok(Some(held))
-}
-
-/// Gone, replaced by something else, or too deep for a path: nothing that a measure should fail of.
-fn is_passing(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
-    )
-}
-
-fn blocks(meta: &std::fs::Metadata) -> Bytes {
-    // stat(2): in units of 512 bytes, whatever the file system's block size.
-    Bytes::new(meta.blocks().saturating_mul(512))
-}
 
 /// Results of walks.
 #[derive(Debug, Default)]
@@ -158,6 +92,34 @@ mod tests {
         assert_eq!(full.inodes, 4, "the top, the hole, the data, the symlink");
         let grown = full.bytes.saturating_sub(empty.bytes).get();
         assert!((1 << 20..=(1 << 20) + (64 << 10)).contains(&grown), "{grown}");
+    }
+
+    #[test]
+    fn a_directory_that_is_swapped_for_a_symlink_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        for n in 0..50 {
+            fs::create_dir_all(outside.path().join(format!("{n}"))).unwrap();
+        }
+        let root = dir.path();
+        fs::create_dir(root.join("a")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("b")).unwrap();
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        let swapped = root.to_owned();
+        let swapper = std::thread::spawn(move || {
+            let [a, b, c] = ["a", "b", "c"].map(|name| swapped.join(name));
+            while end.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                fs::rename(&a, &c).unwrap();
+                fs::rename(&b, &a).unwrap();
+                fs::rename(&c, &b).unwrap();
+            }
+        });
+        for _ in 0..20_000 {
+            let held = walk(root, None).unwrap().unwrap();
+            assert!(held.inodes <= 4, "it went out of its tree: {held:?}");
+        }
+        drop(ended);
+        swapper.join().unwrap();
     }
 
     #[test]

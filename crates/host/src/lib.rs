@@ -16,6 +16,7 @@
 //! | [`image`] | image files: sparse or preallocated, growth |
 //! | [`freeze`] | freezing a file system with a watchdog that thaws it whatever happens |
 //! | [`group`] | giving a tree to a group |
+//! | [`held`](mod@held) | how much a tree holds |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`paths`] | target paths from outside |
 //! | `alive` | whether a file system that may hang answers |
@@ -35,11 +36,13 @@ pub mod beneath;
 pub mod btrfs;
 pub mod command;
 pub mod copy;
+mod descend;
 pub mod durable;
 pub mod fake;
 pub mod filesystems;
 pub mod freeze;
 pub mod group;
+pub mod held;
 pub mod image;
 pub mod internal;
 pub mod lock;

@@ -138,7 +138,7 @@ pub fn delete_subvolume(path: &Path) -> Result<()> {
         }
         make_writable(path)?;
         for relative in &inner {
-            make_writable(&path.join(relative))?;
+            make_nested_writable(path, relative)?;
         }
         for relative in inner.iter().rev() {
             delete_nested(path, relative)?;
@@ -175,15 +175,24 @@ fn make_writable(path: &Path) -> Result<()> {
     change().map_err(|e| io_fault(format!("make subvolume {} writable", path.display()), e))
 }
 
+fn make_nested_writable(root: &Path, relative: &Path) -> Result<()> {
+    nested_place(root, relative)?.map_or(Ok(()), |inner| make_writable(&inner.path()))
+}
+
+/// Opens a directory that workloads may move; None when it is not there any more.
+fn nested_place(root: &Path, relative: &Path) -> Result<Option<beneath::Beneath>> {
+    match beneath::directory(root, relative, OnTheWay::Refused) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(fault) if matches!(fault.kind(), Kind::NotFound | Kind::Precondition) => Ok(None),
+        Err(fault) => Err(fault),
+    }
+}
+
 fn delete_nested(root: &Path, relative: &Path) -> Result<()> {
     let (Some(parent), Some(name)) = (relative.parent(), relative.file_name()) else {
         return Ok(());
     };
-    let dir = match beneath::directory(root, parent, OnTheWay::Refused) {
-        Ok(dir) => dir,
-        Err(fault) if matches!(fault.kind(), Kind::NotFound | Kind::Precondition) => return Ok(()),
-        Err(fault) => return Err(fault),
-    };
+    let Some(dir) = nested_place(root, parent)? else { return Ok(()) };
     let id = open_subvolume(&dir.path().join(name)).ok().and_then(|fd| sys::subvolume_id(fd).ok());
     let dir = dir.into_fd();
     match sys::destroy(&dir, name) {
@@ -337,4 +346,47 @@ pub fn usage(path: &Path) -> Result<Usage> {
         None => (whole, free),
     };
     Ok(Usage { total, available, used, ..Usage::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LoopRequest, MountRequest, Unmount};
+
+    #[test]
+    fn what_became_a_symlink_meanwhile_leads_a_deletion_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let [image, pool] = ["image", "pool"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&pool).unwrap();
+        crate::image::create_sparse(&image, Bytes::mib(128)).unwrap();
+        let host = crate::Host::real();
+        let request = LoopRequest {
+            image,
+            read_only: false,
+            autoclear: true,
+            direct_io: false,
+            sector_size: 512,
+        };
+        let device = host.loops.attach(&request).unwrap();
+        host.filesystems.make(&device.path, larder_model::FsType::Btrfs, &[]).unwrap();
+        let mount = MountRequest {
+            fs_type: "btrfs".into(),
+            source: device.path.display().to_string(),
+            target: pool.clone(),
+            ..Default::default()
+        };
+        host.mounts.mount(&mount).unwrap();
+        drop(device);
+        let read_only = std::panic::catch_unwind(|| {
+            for path in ["v", "w", "w/sub"] {
+                create_subvolume(&pool.join(path)).unwrap();
+            }
+            set_read_only(&pool.join("w/sub"), true).unwrap();
+            std::os::unix::fs::symlink("../w", pool.join("v/a")).unwrap();
+            make_nested_writable(&pool.join("v"), Path::new("a/sub")).unwrap();
+            is_read_only(&pool.join("w/sub")).unwrap()
+        });
+        host.mounts.unmount(&pool, Unmount::Lazy).unwrap();
+        assert!(read_only.unwrap(), "a neighbour was made writable");
+    }
 }

@@ -44,15 +44,25 @@ fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<(u64, u64)>> 
     }
     let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
+        // Nothing but a hole up to the end, or it ends before `at` by now.
+        Err(Errno::NXIO) if file.metadata()?.len() >= size => return Ok(None),
+        Err(Errno::NXIO) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, size))),
         Err(e) => return Err(e.into()),
     };
     if start >= size {
         return Ok(None);
     }
-    let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-    Ok(Some((start, end.min(size))))
+    Ok(Some((start, end_of_data(file, start)?.min(size))))
+}
+
+/// Where the data at `start` ends.
+fn end_of_data(file: &File, start: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+        // The file became shorter since the data was found.
+        Err(Errno::NXIO) => Err(io::ErrorKind::UnexpectedEof.into()),
+        result => Ok(result?),
+    }
 }
 
 fn write_nonzero(to: &File, data: &[u8], at: u64) -> io::Result<()> {
@@ -71,5 +81,25 @@ fn write_nonzero(to: &File, data: &[u8], at: u64) -> io::Result<()> {
     match run {
         Some(start) => to.write_all_at(&data[start..], at + start as u64),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_became_shorter_while_it_was_copied_is_no_unknown_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 8192], 0).unwrap();
+        assert_eq!(next_data(&file, 0, 8192).unwrap(), Some((0, 8192)));
+        file.set_len(100).unwrap();
+        // Truncated between the two questions, and before the first one.
+        assert_eq!(end_of_data(&file, 4096).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let short = next_data(&file, 4096, 8192).unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+        // A hole at the end is none of this.
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(next_data(&file, 8192, 1 << 20).unwrap(), None);
     }
 }

@@ -109,9 +109,12 @@ pub fn tree(from: &Path, to: &Path, options: TreeOptions, cx: &Cx) -> Result<Tre
 
 fn copy_fault(what: String, error: io::Error, mode: Mode) -> Fault {
     let code = error.raw_os_error();
+    // Ours, not the kernel's EBUSY: nobody has to do anything but to repeat the call.
+    let moved = code.is_none() && error.kind() == io::ErrorKind::ResourceBusy;
     let fault = Fault::io(what, error);
     let kind = larder_model::Kind::Precondition;
     match code {
+        _ if moved => fault.with_kind(larder_model::Kind::Unavailable).hint("try again"),
         Some(libc::EOPNOTSUPP | libc::EXDEV | libc::EINVAL) if mode == Mode::Reflink => {
             fault.with_kind(kind).hint("the file system cannot share blocks; allow a real copy")
         }
@@ -393,9 +396,20 @@ fn reopen(outer: &Level, inner: &Pair) -> io::Result<Arc<Pair>> {
     if same {
         Ok(Arc::new(Pair { from, to }))
     } else {
-        Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "it was moved while it was copied; try again",
-        ))
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "it was moved while it was copied"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_model::Kind;
+
+    #[test]
+    fn what_a_workload_moves_about_is_worth_another_try() {
+        let moved = io::Error::new(io::ErrorKind::ResourceBusy, "it is replaced again and again");
+        assert_eq!(copy_fault("copy".to_owned(), moved, Mode::Auto).kind(), Kind::Unavailable);
+        let mounted = io::Error::from_raw_os_error(libc::EBUSY);
+        assert_eq!(copy_fault("copy".to_owned(), mounted, Mode::Auto).kind(), Kind::Precondition);
     }
 }

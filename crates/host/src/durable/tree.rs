@@ -4,7 +4,7 @@ use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags},
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags},
     io::Errno,
 };
 use std::{
@@ -113,13 +113,38 @@ impl Removal {
         if depth >= DEEPEST
             && let Some(root) = &self.root
         {
-            // Its contents come back as an entry of the top directory, seen by the loop there.
-            let moved = format!(".larder-removing-{}-{}", std::process::id(), self.moved);
-            self.moved += 1;
-            return rustix::fs::renameat(directory, name, root, moved.as_str())
-                .map_err(|e| At::new(name.as_bytes(), e));
+            let root = root.try_clone().map_err(|_| At::new(name.as_bytes(), Errno::MFILE))?;
+            return self.move_up(directory, name, &root).map_err(|e| At::new(name.as_bytes(), e));
         }
         self.directory(directory, name, depth)
+    }
+
+    /// Its contents come back as an entry of the top directory, seen by the loop there. A removal
+    /// that was cut has left such entries, and a workload may give such names.
+    fn move_up(
+        &mut self,
+        from: &OwnedFd,
+        name: &CString,
+        root: &OwnedFd,
+    ) -> rustix::io::Result<()> {
+        loop {
+            let moved = format!(".larder-removing-{}-{}", std::process::id(), self.moved);
+            self.moved += 1;
+            let flags = RenameFlags::NOREPLACE;
+            let result = match rustix::fs::renameat_with(from, name, root, moved.as_str(), flags) {
+                // The file system cannot: then it replaces an empty directory, at most.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    rustix::fs::renameat(from, name, root, moved.as_str())
+                }
+                result => result,
+            };
+            match result {
+                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
+                // Gone since it was looked at.
+                Err(Errno::NOENT) => return Ok(()),
+                result => return result,
+            }
+        }
     }
 
     fn directory(&mut self, parent: &OwnedFd, name: &CString, depth: usize) -> Result<(), At> {
