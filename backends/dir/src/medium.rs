@@ -354,6 +354,11 @@ impl Medium for Directories {
         Ok((Source::Directory { path: volume.data.clone() }, Attachment::new()))
     }
 
+    fn find(&self, pool: &Pool, volume: &Entry) -> Result<Option<(Source, Attachment)>> {
+        check::is_beneath(pool, volume)?;
+        Ok(Some((Source::Directory { path: volume.data.clone() }, Attachment::new())))
+    }
+
     fn disconnect(
         &self,
         _id: &VolumeId,

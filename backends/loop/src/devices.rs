@@ -139,6 +139,10 @@ impl Attached {
         Ok(info.filter(|info| info.backing() == self.backing))
     }
 
+    fn over(info: &LoopInfo) -> Self {
+        Self { number: info.number, backing: info.backing() }
+    }
+
     pub(crate) fn is(self, image: &Image) -> bool {
         self.backing == image.backing
     }
@@ -222,12 +226,15 @@ fn reuse(
         Some(format!("with {}-byte sectors", info.sector_size))
     } else if info.read_only && !wanted.read_only {
         Some("read-only".to_owned())
+    } else if !info.read_only && wanted.read_only {
+        // Of a raw device nothing but the device itself keeps a reader from writing.
+        Some("for writing".to_owned())
     } else {
         None
     };
     if let Some(other) = other {
         cx.step("detach the device that was attached in another way")?;
-        host.loops.detach(info.number, info.backing()).map_err(|fault| {
+        detach_unpublished(host, info).map_err(|fault| {
             fault.during(format!(
                 "attach {}: it is attached {other} as {}",
                 image.path.display(),
@@ -265,7 +272,7 @@ fn only_one(host: &Host, image: &Image) -> Result<Option<LoopInfo>> {
     if found.len() > 1 {
         for info in &found {
             // Errors are for the count below to tell: in use means that it stays.
-            let _ = host.loops.detach(info.number, info.backing());
+            let _ = detach_unpublished(host, info);
         }
         found = host.loops.find(&image.path)?;
     }
@@ -280,6 +287,54 @@ fn only_one(host: &Host, image: &Image) -> Result<Option<LoopInfo>> {
         .hint(
             "somebody attached it by hand; writing through two devices destroys data: detach one",
         )),
+    }
+}
+
+/// Detaches a device unless it is open, mounted or published. A workload opens a published one when it
+/// likes, and would then write to whatever volume has the number by then.
+fn detach_unpublished(host: &Host, info: &LoopInfo) -> Result<()> {
+    let name = info.path.file_name();
+    let table = host.mounts.table()?;
+    let place = table.iter().find(|entry| {
+        entry.root.file_name() == name
+            && host.mounts.block_device(&entry.target).is_ok_and(|device| device == info.device)
+    });
+    match place {
+        None => host.loops.detach(info.number, info.backing()),
+        Some(place) => Err(Fault::precondition(format!(
+            "detach {}: it is published at {}",
+            info.path.display(),
+            place.target.display()
+        ))
+        .hint("unpublish the volume there first")),
+    }
+}
+
+/// The device over an image, or over the former file of its name, without touching it.
+///
+/// # Errors
+/// `Precondition` where there are several.
+pub(crate) fn find(host: &Host, path: &Path) -> Result<Option<(Source, Attachment)>> {
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let image = Image::look(path)?;
+    let all = host.loops.list()?;
+    let mut found: Vec<_> =
+        all.iter().filter(|info| image.as_ref().is_some_and(|i| i.is_behind(info))).collect();
+    if found.is_empty() {
+        found = all.iter().filter(|i| i.backing_file.as_deref() == Some(&*real)).collect();
+    }
+    match found.as_slice() {
+        [] => Ok(None),
+        [info] => {
+            let source = Source::Device { path: info.path.clone(), hold: None };
+            Ok(Some((source, Attached::over(info).record())))
+        }
+        several => Err(Fault::precondition(format!(
+            "find the device of {}: it is attached as {}",
+            path.display(),
+            several.iter().map(|i| i.path.display().to_string()).collect::<Vec<_>>().join(" and ")
+        ))
+        .hint("detach what nobody uses (losetup -d)")),
     }
 }
 

@@ -397,6 +397,10 @@ impl Medium for LoopMedium {
         devices::attach(&self.host, &image, wanted, cx)
     }
 
+    fn find(&self, _pool: &Pool, volume: &Entry) -> Result<Option<(Source, Attachment)>> {
+        devices::find(&self.host, &volume.data)
+    }
+
     fn disconnect(
         &self,
         id: &VolumeId,

@@ -229,6 +229,36 @@ async fn a_static_image_is_mounted_as_it_is_and_never_deleted() {
     ground.assert_clean();
 }
 
+/// Who lost the node's records asks about devices that workloads use.
+#[tokio::test]
+async fn what_is_connected_is_found_and_not_touched() {
+    let ground = Ground::on(FsType::Xfs, POOL);
+    let driver = ground.driver().await;
+    let block = || larder_model::AccessType::Block;
+    let volume = driver.create(&Ask::block("raw", Bytes::mib(4))).await.unwrap();
+    assert!(driver.backend.find(&volume.id).await.unwrap().is_none());
+    ground.assert_clean();
+
+    // Read-only, and (of a static image) with sectors that nobody asks for here.
+    let place = ground.pool_path("default").join("static/large.img");
+    larder_host::image::create_sparse(&place, Bytes::mib(4)).unwrap();
+    let id = larder_model::VolumeId("default/large".parse().unwrap());
+    let mut large = driver.backend.get_volume(&id).await.unwrap();
+    large.context.insert("sectorSize".to_owned(), "4096".to_owned());
+    for (volume, reading) in [(volume, true), (large, false)] {
+        let (device, _, attachment) = driver.connect(&volume, block(), reading).await.unwrap();
+        let before = driver.host.loops.find(&driver.image(&volume.id)).unwrap();
+        let found = driver.backend.find(&volume.id).await.unwrap();
+        let Some((larder_model::backend::Source::Device { path, hold }, same)) = found else {
+            panic!("{} is not found", volume.id);
+        };
+        assert_eq!((path, hold.is_none(), same), (device, true, attachment.clone()));
+        assert_eq!(driver.host.loops.find(&driver.image(&volume.id)).unwrap(), before);
+        driver.backend.disconnect(&volume.id, Some(&attachment), &Cx::new()).await.unwrap();
+    }
+    ground.assert_clean();
+}
+
 #[tokio::test]
 async fn readers_get_a_device_that_refuses_writing() {
     let ground = Ground::on(FsType::Xfs, POOL);
@@ -246,6 +276,30 @@ async fn readers_get_a_device_that_refuses_writing() {
     drop(reader);
     let (device, second) = driver.block(&volume).await.unwrap();
     File::options().write(true).open(&device).unwrap().write_all_at(&[1; 512], 0).unwrap();
+    // And the other way round: a writable device that is there is no reader's.
+    let block = || larder_model::AccessType::Block;
+    let writer = File::options().write(true).open(&device).unwrap();
+    let fault = driver.connect(&volume, block(), true).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition);
+    assert!(fault.to_string().contains("for writing"), "{fault}");
+    drop(writer);
+    // Published counts as used, although nobody has it open just now.
+    let target = ground.folder("pods").join("target");
+    File::create(&target).unwrap();
+    let request = larder_host::BindRequest {
+        source: device.clone(),
+        target: target.clone(),
+        ..Default::default()
+    };
+    driver.host.mounts.bind(&request).unwrap();
+    let fault = driver.connect(&volume, block(), true).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition);
+    assert!(fault.to_string().contains("published at"), "{fault}");
+    driver.host.mounts.unmount(&target, larder_host::Unmount::Normal).unwrap();
+    let (device, _, third) = driver.connect(&volume, block(), true).await.unwrap();
+    let file = File::options().write(true).open(&device);
+    assert!(file.is_err() || file.unwrap().write_all_at(&[1; 512], 0).is_err());
+    driver.backend.disconnect(&volume.id, Some(&third), &Cx::new()).await.unwrap();
     driver.backend.disconnect(&volume.id, Some(&attachment), &Cx::new()).await.unwrap();
     driver.backend.disconnect(&volume.id, Some(&second), &Cx::new()).await.unwrap();
     ground.assert_clean();

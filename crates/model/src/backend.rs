@@ -437,6 +437,14 @@ pub trait Connect: Send + Sync {
     /// device), `Unavailable`.
     async fn connect(&self, request: &ConnectRequest, cx: &Cx) -> Result<(Source, Attachment)>;
 
+    /// What is connected for this volume already, as `connect` would return it; None: nothing is. Only
+    /// looks: whoever lost the node's records asks this about mounts that workloads use, so nothing is
+    /// made, changed or let go, and a device is not held.
+    ///
+    /// # Errors
+    /// `NotFound`; `Precondition` where it cannot be told (several devices); `Unavailable`.
+    async fn find(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>>;
+
     /// Takes it back. `attachment` is what `connect` left, None when the node was killed before
     /// that could be recorded: then whatever is connected for this volume is found and released.
     /// Called only when nothing uses the source any more. Not connected, or no such volume, is a

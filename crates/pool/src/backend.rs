@@ -253,6 +253,10 @@ impl<M: Medium> Connect for LocalBackend<M> {
         let (request, cx) = (request.clone(), cx.clone());
         self.run(move |core| core.connect_volume(&request, &cx)).await
     }
+    async fn find(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>> {
+        let id = id.clone();
+        self.run(move |core| core.find_connected(&id)).await
+    }
     async fn disconnect(
         &self,
         id: &VolumeId,

@@ -182,6 +182,12 @@ pub trait Medium: Send + Sync + 'static {
         cx: &Cx,
     ) -> Result<(Source, Attachment)>;
 
+    /// [`larder_model::Connect::find`].
+    ///
+    /// # Errors
+    /// See there.
+    fn find(&self, pool: &Pool, volume: &Entry) -> Result<Option<(Source, Attachment)>>;
+
     /// [`larder_model::Connect::disconnect`]. `volume` is None when it or its pool is gone; then
     /// `attachment` is all there is (never are both None).
     ///

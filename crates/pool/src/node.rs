@@ -19,6 +19,13 @@ impl<M: Medium> Core<M> {
             .map_err(|fault| pool.explain(fault).during(format!("connect volume {}", entry.id)))
     }
 
+    pub(crate) fn find_connected(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>> {
+        let (pool, entry) = self.find(id)?;
+        self.medium.find(&pool, &entry).map_err(|fault| {
+            pool.explain(fault).during(format!("find what is connected for volume {}", entry.id))
+        })
+    }
+
     /// With an attachment the device can be released although volume or pool are gone; without one
     /// it must be looked for, and not being able to look is not the same as nothing being there.
     pub(crate) fn disconnect_volume(

@@ -31,6 +31,7 @@ mod expand;
 mod flags;
 mod format;
 mod health;
+mod identify;
 mod inline;
 mod plan;
 mod publish;

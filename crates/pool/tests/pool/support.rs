@@ -215,6 +215,9 @@ impl Medium for FakeMedium {
     ) -> Result<(Source, Attachment)> {
         Ok((Source::Directory { path: volume.data.clone() }, Attachment::new()))
     }
+    fn find(&self, _pool: &Pool, volume: &Entry) -> Result<Option<(Source, Attachment)>> {
+        Ok(Some((Source::Directory { path: volume.data.clone() }, Attachment::new())))
+    }
     fn disconnect(
         &self,
         _id: &VolumeId,

@@ -9,9 +9,8 @@ use super::{
 };
 use larder_host::{Host, Unmount, paths::TargetPath};
 use larder_model::{
-    AccessMode, AccessType, Backend, Cx, Fault, FsType, Kind, MountAccess, Result, Secrets,
-    VolumeCapability, VolumeId,
-    backend::{Attachment, ConnectRequest, Source},
+    AccessMode, AccessType, Backend, Cx, Fault, FsType, Kind, Result, VolumeCapability, VolumeId,
+    backend::{Attachment, Source},
     volume::{Attributes, context},
 };
 use std::{
@@ -243,33 +242,6 @@ impl Executor {
         Err(Fault::precondition(format!("unmount {}: its stack has no end", path.display())))
     }
 
-    /// Connects a volume of which no record is left, to learn what its mounts look like. Finds what
-    /// is connected already; [`Self::release`] gives back what was not.
-    ///
-    /// # Errors
-    /// Those of [`larder_model::Connect::connect`].
-    pub(super) async fn identify(
-        self: &Arc<Self>,
-        id: &VolumeId,
-        block: bool,
-        cx: &Cx,
-    ) -> Result<(Shows, Attachment)> {
-        cx.step("find what is connected")?;
-        let access =
-            if block { AccessType::Block } else { AccessType::Mount(MountAccess::default()) };
-        let request = ConnectRequest {
-            id: id.clone(),
-            capability: VolumeCapability { access, mode: AccessMode::SingleNodeWriter },
-            readonly: false,
-            context: Attributes::new(),
-            publish_context: Attributes::new(),
-            secrets: Secrets::default(),
-        };
-        let (source, attachment) = self.backend.connect().connect(&request, cx).await?;
-        let shows = self.blocking(move |this| sight::shows(&this.host, &source)).await?;
-        Ok((shows, attachment))
-    }
-
     /// Disconnects. What seems to be in use is asked for again for a moment: a process that is being
     /// started (mkfs for another volume) has all descriptors of this one until its `exec`.
     ///
@@ -290,23 +262,6 @@ impl Executor {
                 }
                 done => return done,
             }
-        }
-    }
-
-    /// Lets go of what [`Self::identify`] connected, unless it is in use (then it was connected
-    /// before).
-    ///
-    /// # Errors
-    /// Those of [`larder_model::Connect::disconnect`], but for "in use".
-    pub(super) async fn release(
-        &self,
-        id: &VolumeId,
-        attachment: &Attachment,
-        cx: &Cx,
-    ) -> Result<()> {
-        match self.backend.connect().disconnect(id, Some(attachment), cx).await {
-            Err(fault) if fault.kind() == Kind::Precondition => Ok(()),
-            done => done,
         }
     }
 

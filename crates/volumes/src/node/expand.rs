@@ -23,7 +23,7 @@ impl Executor {
         path: &TargetPath,
         cx: &Cx,
     ) -> Result<Bytes> {
-        let (id, staged) = self.staged_at(&request.volume, path).await?;
+        let (id, staged) = self.staged_at(&request, path).await?;
         if let Some(capability) = &request.capability {
             // Here CSI has INVALID_ARGUMENT for what staging answers with FAILED_PRECONDITION.
             let invalid = |fault: Fault| fault.with_kind(Kind::Invalid).during("grow");
@@ -80,13 +80,16 @@ impl Executor {
     /// The staging of a volume that is at `path`.
     async fn staged_at(
         self: &Arc<Self>,
-        volume: &str,
+        request: &ExpandRequest,
         path: &TargetPath,
     ) -> Result<(VolumeId, Staged)> {
+        let volume = &request.volume;
         let loaded: Option<(Record, Seen)> = {
             let (volume, path) = (volume.to_owned(), path.clone());
             self.blocking(move |this| {
-                let Some(record) = this.store.load(&volume)? else { return Ok(None) };
+                let Some(record) = this.store.load(&volume)?.filter(|r| r.staged.is_some()) else {
+                    return Ok(None);
+                };
                 let seen = this.see_volume(&record, path.as_path())?;
                 Ok(Some((record, seen)))
             })
@@ -105,6 +108,13 @@ impl Executor {
                 if here { Ok((id, staged)) } else { Err(not_there("something else is there")) }
             }
             None => {
+                let staging = request.staging_path.as_deref();
+                let block = request.capability.as_ref().is_some_and(|c| c.is_block());
+                // The records were wiped, and workloads go on using it.
+                let found = self.staged_without_record(volume, path, staging, block).await?;
+                if let Some(found) = found {
+                    return Ok(found);
+                }
                 // Unknown volumes and unknown places are told apart for people, not by kind.
                 let id = self.parse(volume)?;
                 match self.backend.provision().get_volume(&id).await {
@@ -124,13 +134,24 @@ impl Executor {
     pub(super) fn see_volume(&self, record: &Record, path: &Path) -> Result<Seen> {
         let staged = record.staged.as_ref();
         let seen = self.see_staged(path, staged, Some(false))?;
-        let Some(Shows::Device { number, .. }) = staged.and_then(|s| s.shows.as_ref()) else {
-            return Ok(seen);
-        };
-        // A device node that was made or linked rather than bound.
+        Ok(self.or_its_node(seen, path, staged.and_then(|s| s.shows.as_ref())))
+    }
+
+    /// The same of a volume whose record is lost.
+    ///
+    /// # Errors
+    /// As [`super::sight::look`].
+    pub(super) fn see_shown(&self, path: &Path, shows: &Shows) -> Result<Seen> {
+        let seen = self.see(path, Some((Some(shows), None)), Some(false))?;
+        Ok(self.or_its_node(seen, path, Some(shows)))
+    }
+
+    /// A device node that was made or linked rather than bound is the volume, too.
+    fn or_its_node(&self, seen: Seen, path: &Path, shows: Option<&Shows>) -> Seen {
+        let Some(Shows::Device { number, .. }) = shows else { return seen };
         let is_it = matches!(seen, Seen::Obstacle(_))
             && self.host.mounts.block_device(path).is_ok_and(|device| device == (*number).into());
-        Ok(if is_it { Seen::Ours { read_only: false } } else { seen })
+        if is_it { Seen::Ours { read_only: false } } else { seen }
     }
 
     /// Whether a mounted file system has room to grow on its device.

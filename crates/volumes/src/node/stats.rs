@@ -4,18 +4,11 @@ use super::{
     Usage, VolumeStats,
     executor::Executor,
     expand::device_size,
-    record::{Record, Shows},
+    record::{Shows, Staged},
 };
 use larder_host::paths::TargetPath;
-use larder_model::{Fault, Result, volume::VolumeUsage};
-use std::{path::PathBuf, sync::Arc};
-
-/// Where the figures come from.
-enum Found {
-    Here(VolumeStats),
-    /// Mounted; the backend may know better than statfs.
-    Ask(Box<Record>, PathBuf),
-}
+use larder_model::{Fault, Result, VolumeId, volume::VolumeUsage};
+use std::sync::Arc;
 
 impl Executor {
     /// See [`super::NodeEngine::stats`].
@@ -24,39 +17,62 @@ impl Executor {
         volume: &str,
         path: &TargetPath,
     ) -> Result<VolumeStats> {
-        let found = {
-            let (volume, path) = (volume.to_owned(), path.clone());
-            self.blocking(move |this| this.look_for_stats(&volume, &path)).await?
-        };
-        let (record, path) = match found {
-            Found::Here(stats) => return Ok(stats),
-            Found::Ask(record, path) => (record, path),
-        };
-        let id = self.id_of(&record)?;
-        if let Some(usage) = self.backend.connect().usage(&id).await? {
-            return Ok(from_backend(usage));
-        }
-        self.blocking(move |this| this.statfs(&path)).await
-    }
-
-    fn look_for_stats(&self, volume: &str, path: &TargetPath) -> Result<Found> {
-        let path = path.as_path();
-        let nothing = || {
-            Fault::not_found(format!("find it at {}", path.display()))
-                .hint("it is neither staged nor published there")
-        };
-        let record = self.store.load(volume)?.ok_or_else(nothing)?;
-        let staged = record.staged.as_ref().ok_or_else(nothing)?;
-        if !self.see_volume(&record, path)?.is_ours() {
-            return Err(nothing());
-        }
-        match &staged.shows {
+        let (id, staged) = self.look_for_stats(volume, path).await?;
+        let path = path.as_path().to_owned();
+        match staged.shows {
             Some(Shows::Device { path: device, .. }) if staged.terms.block => {
-                Ok(Found::Here(VolumeStats::Block { total: device_size(device)? }))
+                // Its number may be another volume's by now.
+                let connected = match &staged.attachment {
+                    Some(attachment) => {
+                        self.backend.connect().is_connected(&id, attachment).await?
+                    }
+                    None => false,
+                };
+                if !connected {
+                    return Err(Fault::not_found(format!(
+                        "measure {}: it is no longer the volume's device",
+                        device.display()
+                    ))
+                    .hint("unpublish and unstage the volume, then publish it again"));
+                }
+                self.blocking(move |_| Ok(VolumeStats::Block { total: device_size(&device)? }))
+                    .await
             }
             // A device's file system is the volume's alone: statfs is right about it.
-            Some(Shows::Device { .. }) => self.statfs(path).map(Found::Here),
-            _ => Ok(Found::Ask(Box::new(record), path.to_owned())),
+            Some(Shows::Device { .. }) => self.blocking(move |this| this.statfs(&path)).await,
+            _ => match self.backend.connect().usage(&id).await? {
+                Some(usage) => Ok(from_backend(usage)),
+                None => self.blocking(move |this| this.statfs(&path)).await,
+            },
+        }
+    }
+
+    /// The volume and its staging, where it is at that path.
+    async fn look_for_stats(
+        self: &Arc<Self>,
+        volume: &str,
+        path: &TargetPath,
+    ) -> Result<(VolumeId, Staged)> {
+        let nothing = || {
+            Fault::not_found(format!("find it at {path}"))
+                .hint("it is neither staged nor published there")
+        };
+        let recorded = {
+            let (volume, path) = (volume.to_owned(), path.clone());
+            self.blocking(move |this| {
+                let Some(record) = this.store.load(&volume)? else { return Ok(None) };
+                let Some(staged) = record.staged.clone() else { return Ok(None) };
+                let here = this.see_volume(&record, path.as_path())?.is_ours();
+                Ok(Some((record, here.then_some(staged))))
+            })
+            .await?
+        };
+        match recorded {
+            Some((record, Some(staged))) => Ok((self.id_of(&record)?, staged)),
+            Some((_, None)) => Err(nothing()),
+            None => {
+                self.staged_without_record(volume, path, None, false).await?.ok_or_else(nothing)
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use larder_host::paths::TargetPath;
 use larder_model::{Cx, Fault, Kind, Result};
-use std::{os::unix::fs::FileTypeExt, sync::Arc};
+use std::sync::Arc;
 
 impl Executor {
     /// See [`super::NodeEngine::unpublish`].
@@ -85,26 +85,15 @@ impl Executor {
             Some(id) => id,
             None => self.parse(volume).map_err(cannot_tell)?,
         };
-        let block = {
-            let path = target.as_path().to_owned();
-            self.blocking(move |_| {
-                Ok(std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device()))
-            })
-            .await?
-        };
-        let (shows, attachment) = match self.identify(&id, block, cx).await {
+        let (shows, _) = match self.identify(&id, cx).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(cannot_tell(Fault::precondition("it is connected nowhere"))),
             Err(fault) if fault.kind() == Kind::NotFound => return Err(cannot_tell(fault)),
-            found => found?,
+            Err(fault) => return Err(fault),
         };
-        let done = {
-            let (volume, target, cx) = (volume.to_owned(), target.clone(), cx.clone());
-            self.blocking(move |this| this.unpublish_trip(&volume, &target, Some(&shows), &cx))
-                .await
-        };
-        if done.is_err() {
-            // Not this volume's mount, or busy. What was connected only to find out is let go.
-            self.release(&id, &attachment, cx).await?;
-        }
-        done.map(|_| ())
+        let (volume, target, cx) = (volume.to_owned(), target.clone(), cx.clone());
+        self.blocking(move |this| this.unpublish_trip(&volume, &target, Some(&shows), &cx))
+            .await
+            .map(|_| ())
     }
 }

@@ -41,30 +41,22 @@ impl Executor {
         let mut work = self.look_before_unstage(volume, path, None).await?;
         if work.at == Seen::Unknown {
             // The records were wiped, or were never completed.
-            let found = self.identify(id, false, cx).await.map_err(|fault| {
+            let found = self.identify(id, cx).await.map_err(|fault| {
                 let kind = match fault.kind() {
                     Kind::NotFound => Kind::Precondition,
                     kind => kind,
                 };
                 fault.during(format!("find out whether {path} shows this volume")).with_kind(kind)
             })?;
-            work = self.look_before_unstage(volume, path, Some(found)).await?;
+            if found.is_some() {
+                work = self.look_before_unstage(volume, path, found).await?;
+            }
         }
         let steps = {
             let published: Vec<_> = work.published.iter().map(PathBuf::as_path).collect();
             let staged = work.record.as_ref().and_then(|record| record.staged.as_ref());
             let seen = UnstageSeen { staged, at: &work.at, published: &published };
-            plan::unstage(seen, path.as_path())
-        };
-        let steps = match steps {
-            Err(fault) => {
-                // What was connected only to find out is let go.
-                if let (None, Some(attachment)) = (&work.record, &work.attachment) {
-                    self.release(id, attachment, cx).await?;
-                }
-                return Err(fault);
-            }
-            Ok(steps) => steps,
+            plan::unstage(seen, path.as_path())?
         };
         for step in steps {
             match step {

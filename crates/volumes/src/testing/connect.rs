@@ -3,9 +3,10 @@
 use super::MemoryBackend;
 use async_trait::async_trait;
 use larder_model::{
-    Bytes, Connect, Cx, Fault, Result, VolumeId,
+    AccessMode, AccessType, Bytes, Connect, Cx, Fault, MountAccess, Result, Secrets,
+    VolumeCapability, VolumeId,
     backend::{Attachment, ConnectRequest, Source},
-    volume::{FormatState, HealthEntry, VolumeUsage},
+    volume::{Attributes, FormatState, HealthEntry, VolumeUsage},
 };
 
 #[async_trait]
@@ -23,6 +24,29 @@ impl Connect for MemoryBackend {
             Ok((source, Attachment::from([("connected".to_owned(), id)])))
         };
         self.injections.call("connect", work).await
+    }
+
+    async fn find(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>> {
+        let work = async {
+            self.store().volume(id)?;
+            let connected = self.store().connected.contains(id.as_str());
+            let Some(of) = self.settings.source.as_ref().filter(|_| connected) else {
+                return Ok(None);
+            };
+            let request = ConnectRequest {
+                id: id.clone(),
+                capability: VolumeCapability {
+                    access: AccessType::Mount(MountAccess::default()),
+                    mode: AccessMode::SingleNodeWriter,
+                },
+                readonly: false,
+                context: Attributes::new(),
+                publish_context: Attributes::new(),
+                secrets: Secrets::default(),
+            };
+            Ok(Some((of(&request)?, Attachment::from([("connected".to_owned(), id.to_string())]))))
+        };
+        self.injections.call("find", work).await
     }
 
     async fn disconnect(&self, id: &VolumeId, _: Option<&Attachment>, cx: &Cx) -> Result<()> {

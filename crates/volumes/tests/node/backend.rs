@@ -66,12 +66,31 @@ impl ImageBackend {
     fn is_image(id: &VolumeId) -> bool {
         !id.native().as_str().starts_with("dir") && !id.native().as_str().starts_with("net")
     }
+    /// Of what is no image.
+    fn source(&self, id: &VolumeId) -> Source {
+        if id.native().as_str().starts_with("dir") {
+            return Source::Directory { path: self.directory(id) };
+        }
+        Source::FileSystem {
+            fs_type: "tmpfs".to_owned(),
+            // Tests that run at the same time must not take each other's mounts for their own.
+            source: format!("server:{}/{}", self.root.display(), id.native()),
+            options: vec!["size=1m".to_owned()],
+        }
+    }
     fn missing(id: &VolumeId) -> Fault {
         Fault::not_found(format!("find volume {id}"))
     }
     fn exists(&self, id: &VolumeId) -> bool {
         if Self::is_image(id) { self.image(id).exists() } else { self.directory(id).exists() }
     }
+}
+
+fn attachment(number: u32, inode: u64) -> Attachment {
+    Attachment::from([
+        ("number".to_owned(), number.to_string()),
+        ("inode".to_owned(), inode.to_string()),
+    ])
 }
 
 fn number(attachment: &Attachment) -> (u32, u64) {
@@ -180,19 +199,13 @@ impl Connect for ImageBackend {
             return Err(Self::missing(id));
         }
         if !Self::is_image(id) {
-            let source = if id.native().as_str().starts_with("dir") {
-                Source::Directory { path: self.directory(id) }
-            } else {
-                Source::FileSystem {
-                    fs_type: "tmpfs".to_owned(),
-                    source: format!("server:/{}", id.native()),
-                    options: vec!["size=1m".to_owned()],
-                }
-            };
-            return Ok((source, Attachment::new()));
+            return Ok((self.source(id), Attachment::new()));
         }
         let image = self.image(id);
         let (number, path, hold) = match self.host.loops.find(&image)?.into_iter().next() {
+            Some(there) if there.read_only && !request.readonly => {
+                return Err(Fault::precondition("connect for writing: it is connected read-only"));
+            }
             Some(there) => {
                 let hold = File::open(&there.path).map_err(|e| Fault::io("open device", e))?;
                 (there.number, there.path, hold.into())
@@ -210,11 +223,20 @@ impl Connect for ImageBackend {
             }
         };
         let inode = image.metadata().map_err(|e| Fault::io("look at image", e))?.ino();
-        let attachment = Attachment::from([
-            ("number".to_owned(), number.to_string()),
-            ("inode".to_owned(), inode.to_string()),
-        ]);
-        Ok((Source::Device { path, hold: Some(hold) }, attachment))
+        Ok((Source::Device { path, hold: Some(hold) }, attachment(number, inode)))
+    }
+
+    async fn find(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>> {
+        if id.pool().as_str() != "default" || !self.exists(id) {
+            return Err(Self::missing(id));
+        }
+        if !Self::is_image(id) {
+            return Ok(Some((self.source(id), Attachment::new())));
+        }
+        Ok(self.host.loops.find(&self.image(id))?.pop().map(|there| {
+            let attachment = attachment(there.number, there.backing_inode);
+            (Source::Device { path: there.path, hold: None }, attachment)
+        }))
     }
 
     async fn disconnect(

@@ -1,14 +1,19 @@
 //! The records are gone: the kernel and the backend know the rest. And the other way round: the
 //! kernel has forgotten everything, and the records are of another boot.
 
-use crate::world::{On, World, block, kind, mount};
+use crate::world::{On, World, block, kind, mount, mount_as};
 use larder_host::Unmount;
-use larder_model::{Cx, Kind, VolumeCapability};
+use larder_model::{AccessMode, Bytes, Cx, Kind, VolumeCapability};
+use larder_volumes::node::VolumeStats;
 use std::{collections::BTreeMap, fs};
 
 type How = fn() -> VolumeCapability;
 const KINDS: [(&str, How); 4] =
     [("image", mount), ("raw", block), ("dir-a", mount), ("net-a", mount)];
+
+fn xfs() -> VolumeCapability {
+    mount_as("xfs", AccessMode::SingleNodeWriter)
+}
 
 fn wipe(world: &mut World) {
     fs::remove_dir_all(world.state_dir()).unwrap();
@@ -38,6 +43,71 @@ async fn everything_is_taken_back_without_records() {
             world.unstage(name).await.unwrap();
         }
         world.assert_nothing_left();
+    }
+}
+
+/// Who asks whose mount that is must not connect it for writing to find out.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_staged_for_reading_is_taken_back_without_records() {
+    let mut world = World::new(On::Real);
+    for (name, how) in [("image", mount as How), ("raw", block)] {
+        world.volume(name);
+        world.stage(name, how()).await.unwrap();
+        world.unstage(name).await.unwrap();
+        let reading = || VolumeCapability { mode: AccessMode::MultiNodeReaderOnly, ..how() };
+        world.stage(name, reading()).await.unwrap();
+        world.publish(name, 1, reading()).await.unwrap();
+        let loops = world.loops();
+        wipe(&mut world);
+        world.stats(name, &world.target(name, 1)).await.unwrap();
+        assert_eq!(world.loops(), loops, "{name}: looking changed what is connected");
+        world.unpublish(name, 1).await.unwrap();
+        world.unstage(name).await.unwrap();
+        world.assert_nothing_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_measured_and_grow_without_records() {
+    for on in [On::Fake, On::Real] {
+        let mut world = World::new(on);
+        // Growth of a mounted ext4 needs more than some kernels allow root in a container.
+        for (name, how) in [("image-xfs", xfs as How), ("raw", block), ("dir-a", mount)] {
+            world.volume(name);
+            world.stage(name, how()).await.unwrap();
+            world.publish(name, 1, how()).await.unwrap();
+            let target = world.target(name, 1);
+            let measured = world.stats(name, &target).await.unwrap();
+            wipe(&mut world);
+            let now = world.stats(name, &target).await.unwrap();
+            if how().is_block() {
+                assert_eq!(now, measured, "{name}");
+            }
+            let nowhere = world.stats(name, &world.target(name, 2)).await;
+            assert_eq!(kind(nowhere), Kind::NotFound, "{name}");
+            let to = Bytes::mib(if name.starts_with("dir") { 1 } else { 500 });
+            if !name.starts_with("dir") {
+                larder_host::image::grow(&world.backend.image(&world.id(name)), to).unwrap();
+            }
+            let grown = world.expand_with(name, to, &Cx::new()).await.unwrap();
+            assert_eq!(grown, to, "{name}");
+            if name.starts_with("image") {
+                let VolumeStats::Mounted { bytes, .. } = world.stats(name, &target).await.unwrap()
+                else {
+                    panic!("{name} is mounted");
+                };
+                assert!(on == On::Fake || bytes.total > 420 << 20, "{name}: {bytes:?}");
+            }
+            assert_eq!(world.records(), BTreeMap::new(), "{name}: looking left a record");
+            // Another volume is not at that path.
+            world.volume("other");
+            let other = world.stats("other", &target).await;
+            assert_eq!(kind(other), Kind::NotFound, "{name}");
+            fs::remove_file(world.backend.image(&world.id("other"))).unwrap();
+            world.unpublish(name, 1).await.unwrap();
+            world.unstage(name).await.unwrap();
+            world.assert_nothing_left();
+        }
     }
 }
 
