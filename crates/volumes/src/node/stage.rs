@@ -271,7 +271,9 @@ impl Executor {
                     cx.step("record that the device is formatted")?;
                     connect.set_format_state(work.id, FormatState::Formatted { fs }).await?;
                 }
-                if !reader {
+                // One that is mounted (a staging mount was lost while workloads have theirs) is the
+                // kernel's to keep sound, and no tool's to look at.
+                if !reader && !self.is_mounted(work).await? {
                     cx.step("check the file system")?;
                     let device = device.clone();
                     self.blocking(move |this| this.host.filesystems.check(&device, fs)).await?;
@@ -298,6 +300,16 @@ impl Executor {
                 Ok(fs)
             }
         }
+    }
+
+    /// Whether what is connected is mounted anywhere in sight.
+    async fn is_mounted(self: &Arc<Self>, work: &Work<'_>) -> Result<bool> {
+        let staged = work.record.staged.as_ref();
+        let Some(shows) = staged.and_then(|staged| staged.shows.clone()) else { return Ok(false) };
+        self.blocking(move |this| {
+            Ok(this.host.mounts.table()?.iter().any(|entry| sight::matches(&shows, entry)))
+        })
+        .await
     }
 
     async fn mount_source(

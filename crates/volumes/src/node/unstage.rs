@@ -7,7 +7,7 @@
 use super::{
     executor::Executor,
     plan::{self, Seen, UnstageSeen, UnstageStep},
-    record::{Phase, Record, Root, Shows},
+    record::{Phase, Record, Root, Shows, Staged},
     sight,
 };
 use larder_host::{DeviceId, DeviceUser, paths::TargetPath};
@@ -38,7 +38,7 @@ impl Executor {
         path: &TargetPath,
         cx: &Cx,
     ) -> Result<()> {
-        let mut work = self.look_before_unstage(volume, path, None).await?;
+        let mut work = self.look_before_unstage(id, volume, path, None).await?;
         if work.at == Seen::Unknown {
             // The records were wiped, or were never completed.
             let found = self.identify(id, cx).await.map_err(|fault| {
@@ -49,7 +49,7 @@ impl Executor {
                 fault.during(format!("find out whether {path} shows this volume")).with_kind(kind)
             })?;
             if found.is_some() {
-                work = self.look_before_unstage(volume, path, found).await?;
+                work = self.look_before_unstage(id, volume, path, found).await?;
             }
         }
         let steps = {
@@ -102,13 +102,28 @@ impl Executor {
 
     async fn look_before_unstage(
         self: &Arc<Self>,
+        id: &VolumeId,
         volume: &str,
         path: &TargetPath,
         identified: Option<(Shows, Attachment)>,
     ) -> Result<Work> {
-        let (volume, path) = (volume.to_owned(), path.clone());
+        let record = {
+            let volume = volume.to_owned();
+            self.blocking(move |this| this.store.load(&volume)).await?
+        };
+        let staged = record.as_ref().and_then(|record| record.staged.as_ref());
+        // The number of a device that went with its last mount may be another volume's by now, whose
+        // mounts say nothing about this one.
+        let stale = match staged {
+            Some(Staged {
+                attachment: Some(attachment),
+                shows: Some(Shows::Device { .. }),
+                ..
+            }) => !self.backend.connect().is_connected(id, attachment).await?,
+            _ => false,
+        };
+        let path = path.clone();
         self.blocking(move |this| {
-            let record = this.store.load(&volume)?;
             let staged = record.as_ref().and_then(|record| record.staged.as_ref());
             let (identified, found) = identified.unzip();
             let shows = staged.and_then(|staged| staged.shows.clone()).or(identified);
@@ -121,7 +136,7 @@ impl Executor {
                 None => Vec::new(),
             };
             let staged_here = staged.is_none_or(|staged| staged.path == path.as_path());
-            if let Some(shows) = shows.as_ref().filter(|_| staged_here) {
+            if let Some(shows) = shows.as_ref().filter(|_| staged_here && !stale) {
                 // Mounts that no record tells of; better found before anything is unmounted.
                 for entry in this.host.mounts.table()? {
                     let known = entry.target == path.as_path() || published.contains(&entry.target);

@@ -45,6 +45,71 @@ async fn every_file_system_is_made_once_and_keeps_its_data() {
     world.assert_nothing_left();
 }
 
+/// Somebody unmounted the staging path while pods run; kubelet stages again for the next pod. No tool
+/// may look at a file system that is mounted, and none has to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_staging_mount_is_restored_under_its_workload() {
+    let world = World::new(On::Real);
+    for (name, fs_type) in [("a-ext4", "ext4"), ("a-xfs", "xfs"), ("a-btrfs", "btrfs")] {
+        world.volume(name);
+        let how = || mount_as(fs_type, AccessMode::SingleNodeWriter);
+        world.stage(name, how()).await.unwrap();
+        world.publish(name, 1, how()).await.unwrap();
+        let mut open = fs::File::create(world.target(name, 1).join("file")).unwrap();
+        open.write_all(b"before ").unwrap();
+        let staging = world.staging(name);
+        world.host.mounts.unmount(&staging, larder_host::Unmount::Normal).unwrap();
+        world.stage(name, how()).await.unwrap();
+        open.write_all(b"and after").unwrap();
+        world.publish(name, 2, how()).await.unwrap();
+        assert_eq!(fs::read(world.target(name, 2).join("file")).unwrap(), b"before and after");
+        drop(open);
+        for n in [1, 2] {
+            world.unpublish(name, n).await.unwrap();
+        }
+        world.unstage(name).await.unwrap();
+    }
+    world.assert_nothing_left();
+}
+
+/// An autoclear device goes with its last mount, and the next volume gets its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mounts_of_a_volume_that_got_its_device_number_keep_nobody_staged() {
+    let mut world = World::new(On::Fake);
+    world.volume("image");
+    world.volume("other");
+    world.stage("image", mount()).await.unwrap();
+    let device = world.loops();
+    world.host.mounts.unmount(&world.staging("image"), larder_host::Unmount::Normal).unwrap();
+    world.stage("other", mount()).await.unwrap();
+    world.publish("other", 1, mount()).await.unwrap();
+    assert_eq!(world.loops(), device, "the number was not used again: this test proves nothing");
+    world.unstage("image").await.unwrap();
+    assert_eq!(world.mounts().len(), 2, "{:?}", world.mounts());
+    world.restart();
+    world.unpublish("other", 1).await.unwrap();
+    world.unstage("other").await.unwrap();
+    world.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raw_device_that_is_another_volumes_by_now_is_not_measured() {
+    let world = World::new(On::Fake);
+    world.volume("raw");
+    world.volume_of("raw-other", Bytes::mib(32));
+    world.stage("raw", block()).await.unwrap();
+    world.publish("raw", 1, block()).await.unwrap();
+    world.stats("raw", &world.target("raw", 1)).await.unwrap();
+    let device = world.loops();
+    let image = world.backend.image(&world.id("raw"));
+    let there = world.host.loops.find(&image).unwrap().pop().unwrap();
+    world.host.loops.detach(there.number, there.backing()).unwrap();
+    world.stage("raw-other", block()).await.unwrap();
+    assert_eq!(world.loops(), device, "the number was not used again: this test proves nothing");
+    let stats = world.stats("raw", &world.target("raw", 1)).await;
+    assert_eq!(kind(stats), Kind::NotFound);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_raw_device_is_written_through_its_target_and_keeps_its_data() {
     let world = World::new(On::Real);
