@@ -234,7 +234,7 @@ fn reuse(
     };
     if let Some(other) = other {
         cx.step("detach the device that was attached in another way")?;
-        detach_unpublished(host, info).map_err(|fault| {
+        detach(host, info).map_err(|fault| {
             fault.during(format!(
                 "attach {}: it is attached {other} as {}",
                 image.path.display(),
@@ -272,7 +272,7 @@ fn only_one(host: &Host, image: &Image) -> Result<Option<LoopInfo>> {
     if found.len() > 1 {
         for info in &found {
             // Errors are for the count below to tell: in use means that it stays.
-            let _ = detach_unpublished(host, info);
+            let _ = detach(host, info);
         }
         found = host.loops.find(&image.path)?;
     }
@@ -292,22 +292,30 @@ fn only_one(host: &Host, image: &Image) -> Result<Option<LoopInfo>> {
 
 /// Detaches a device unless it is open, mounted or published. A workload opens a published one when it
 /// likes, and would then write to whatever volume has the number by then.
-fn detach_unpublished(host: &Host, info: &LoopInfo) -> Result<()> {
-    let name = info.path.file_name();
-    let table = host.mounts.table()?;
-    let place = table.iter().find(|entry| {
-        entry.root.file_name() == name
-            && host.mounts.block_device(&entry.target).is_ok_and(|device| device == info.device)
-    });
-    match place {
+///
+/// # Errors
+/// `Precondition` while it is in use.
+pub(crate) fn detach(host: &Host, info: &LoopInfo) -> Result<()> {
+    match published(host, info)? {
         None => host.loops.detach(info.number, info.backing()),
         Some(place) => Err(Fault::precondition(format!(
             "detach {}: it is published at {}",
             info.path.display(),
-            place.target.display()
+            place.display()
         ))
         .hint("unpublish the volume there first")),
     }
+}
+
+/// Where the device's file under `/dev` is shown to a workload.
+pub(crate) fn published(host: &Host, info: &LoopInfo) -> Result<Option<PathBuf>> {
+    let name = info.path.file_name();
+    let table = host.mounts.table()?;
+    let place = table.into_iter().find(|entry| {
+        entry.root.file_name() == name
+            && host.mounts.block_device(&entry.target).is_ok_and(|device| device == info.device)
+    });
+    Ok(place.map(|entry| entry.target))
 }
 
 /// The device over an image, or over the former file of its name, without touching it.
@@ -375,8 +383,5 @@ pub(crate) fn detach_all(host: &Host, image: &Path) -> Result<()> {
         Err(fault) if fault.kind() == larder_model::Kind::NotFound => return Ok(()),
         Err(fault) => return Err(fault),
     };
-    for info in devices {
-        host.loops.detach(info.number, info.backing())?;
-    }
-    Ok(())
+    devices.iter().try_for_each(|info| detach(host, info))
 }

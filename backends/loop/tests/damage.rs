@@ -77,7 +77,8 @@ async fn an_image_replaced_under_its_device_is_refused_until_somebody_decided() 
     File::create(&other).unwrap().set_len(8 << 20).unwrap();
     std::fs::rename(&other, &image).unwrap();
 
-    assert!(!driver.backend.is_connected(&volume.id, &attachment).await.unwrap());
+    // Its device is the last place of the former data: a start must not take it back as lost.
+    assert!(driver.backend.is_connected(&volume.id, &attachment).await.unwrap());
     let fault = driver.block(&volume).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Precondition);
     assert!(fault.to_string().contains("replaced"), "{fault}");
@@ -110,7 +111,7 @@ async fn a_deleted_image_is_told_and_its_device_can_still_be_released() {
     assert_eq!(found, ["DataMissing", "ImageDeleted"]);
     let entries = driver.backend.volume_health(&volume.id).await.unwrap();
     assert_eq!(entries[0].status, HealthStatus::DataLoss);
-    assert!(!driver.backend.is_connected(&volume.id, &staged.attachment).await.unwrap());
+    assert!(driver.backend.is_connected(&volume.id, &staged.attachment).await.unwrap());
     let fault = driver.stage(&volume).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Corrupt);
     assert!(fault.to_string().contains("missing"), "{fault}");
@@ -182,7 +183,7 @@ async fn a_device_published_but_not_open_keeps_its_volume_from_deletion() {
     let ground = Ground::on(FsType::Xfs, POOL);
     let driver = ground.driver().await;
     let volume = driver.create(&Ask::block("v", Bytes::mib(8))).await.unwrap();
-    let (device, _) = driver.block(&volume).await.unwrap();
+    let (device, attachment) = driver.block(&volume).await.unwrap();
     let target = ground.path().join("target");
     File::create(&target).unwrap();
     let bind = larder_host::BindRequest {
@@ -195,6 +196,14 @@ async fn a_device_published_but_not_open_keeps_its_volume_from_deletion() {
     let fault = driver.delete(&volume.id).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Precondition);
     assert!(fault.to_string().contains("published at"), "{fault}");
+    // Nor is it detached, with its record or (wiped) without: its number would soon be another's.
+    for attachment in [Some(&attachment), None] {
+        let done = driver.backend.disconnect(&volume.id, attachment, &Cx::new()).await;
+        let fault = done.unwrap_err();
+        assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+        assert!(fault.to_string().contains("published at"), "{fault}");
+    }
+    File::options().write(true).open(&target).unwrap().write_all_at(b"mine", 0).unwrap();
     driver.unmount(&target).await.unwrap();
     // Nobody uses what is left: a killed process left it.
     driver.delete(&volume.id).await.unwrap();

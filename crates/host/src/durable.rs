@@ -234,18 +234,36 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
 /// # Errors
 /// See [`Fault::io`].
 pub fn sweep_temporary(dir: &Path) -> Result<usize> {
+    sweep_temporary_of(dir, "")
+}
+
+/// As [`sweep_temporary`], but only those of files whose names end with `ending`: for directories in
+/// which others keep files of their own.
+///
+/// # Errors
+/// See [`Fault::io`].
+pub fn sweep_temporary_of(dir: &Path, ending: &str) -> Result<usize> {
     let what = || format!("look for left-overs in {}", dir.display());
     let mut removed = 0;
     for entry in std::fs::read_dir(dir).map_err(|e| Fault::io(what(), e))? {
         let entry = entry.map_err(|e| Fault::io(what(), e))?;
         let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with('.') && name.contains(TEMPORARY) {
+        let ours = name.to_str().and_then(written).is_some_and(|kept| kept.ends_with(ending));
+        if ours && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             remove_file(&entry.path())?;
             removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// What [`temporary_name`] kept of the name that was to be written; None for names it never gives.
+fn written(temporary: &str) -> Option<&str> {
+    let (kept, numbers) = temporary.strip_prefix('.')?.rsplit_once(TEMPORARY)?;
+    let mut numbers = numbers.split('-');
+    let mut number = |radix| u128::from_str_radix(numbers.next()?, radix).ok();
+    let (_process, _count, _time) = (number(10)?, number(10)?, number(16)?);
+    numbers.next().is_none().then_some(kept)
 }
 
 fn parent(path: &Path) -> Result<&Path> {
@@ -262,9 +280,10 @@ fn temporary_name(path: &Path) -> Result<PathBuf> {
         .file_name()
         .ok_or_else(|| Fault::invalid(format!("use {} as a file", path.display())))?;
     let mut hidden = std::ffi::OsString::from(".");
-    // A record's name may be as long as a file name can be: the temporary one is cut to fit.
-    let kept: String = name.to_string_lossy().chars().take(48).collect();
-    hidden.push(kept);
+    // A record's name may be as long as a file name can be: the temporary one keeps its end, which
+    // tells what kind of file it is.
+    let name = name.to_string_lossy();
+    hidden.push(name.char_indices().rev().nth(47).map_or(&*name, |(at, _)| &name[at..]));
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
     let nanos = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
     hidden.push(format!("{TEMPORARY}{}-{n}-{nanos:x}", std::process::id()));

@@ -95,6 +95,17 @@ impl FileLock {
             .map_err(|e| Fault::io(what(), e))
     }
 
+    /// Puts a new, empty file in the place of the lock file, and holds that; None when somebody else
+    /// took it first. Whoever waits for the former one notices that it was removed.
+    ///
+    /// # Errors
+    /// See [`Fault::io`]; the lock is let go then.
+    pub fn renew(self) -> Result<Option<Self>> {
+        std::fs::remove_file(&self.path)
+            .map_err(|e| Fault::io(format!("make {} anew", self.path.display()), e))?;
+        Self::try_exclusive(&self.path)
+    }
+
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -7,7 +7,7 @@ use larder_host::{
     FileSystems, Found, HelperProgram, Host, MountRequest, command::Command, filesystems,
     filesystems::RealFileSystems, image,
 };
-use larder_model::{Bytes, FsType, Kind};
+use larder_model::{Bytes, Cx, FsType, Kind};
 use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::FileExt,
@@ -75,6 +75,37 @@ fn whatever_else_is_on_a_device_is_found_and_never_formatted() {
         assert!(fault.to_string().contains(what), "{fault}");
         assert!(before == fs::read(scratch.path().join("a.img")).unwrap(), "{what} was changed");
     }
+}
+
+#[test]
+fn one_byte_in_the_middle_of_a_device_is_found_and_holes_take_no_time() {
+    let filesystems = Host::real().filesystems;
+    let scratch = Scratch::new();
+    let size = Bytes::gib(1024);
+    let (_, device) = scratch.device("large.img", size);
+    let cx = Cx::new();
+    let begun = Instant::now();
+    assert_eq!(filesystems.first_data(&device, &cx).unwrap(), None);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Blocks of zeros are read and are nothing, one byte is something.
+    let (zeros, data) = (Bytes::gib(300).get(), Bytes::gib(700).get() + 12345);
+    let file = OpenOptions::new().write(true).open(&device).unwrap();
+    file.write_all_at(&vec![0; 3 << 20], zeros).unwrap();
+    assert_eq!(filesystems.first_data(&device, &cx).unwrap(), None);
+    file.write_all_at(b"x", data).unwrap();
+    assert_eq!(filesystems.probe(&device).unwrap(), Found::Blank, "no probe looks there");
+    assert_eq!(filesystems.first_data(&device, &cx).unwrap(), Some(data));
+    assert!(cx.progress().total == size.get() && cx.progress().done > data - (1 << 20));
+    // The image's name leads to another file: its device is read, all of it.
+    drop(file);
+    let image = scratch.image("small.img", Bytes::mib(16));
+    let device = scratch.host.loops.attach(&request(&image)).unwrap();
+    fs::rename(&image, image.with_extension("away")).unwrap();
+    image::create_sparse(&image, Bytes::mib(16)).unwrap();
+    let file = OpenOptions::new().write(true).open(&device.path).unwrap();
+    file.write_all_at(b"x", 5 << 20).unwrap();
+    assert_eq!(filesystems.first_data(&device.path, &cx).unwrap(), Some(5 << 20));
+    assert!(filesystems.first_data(&image, &cx).is_err(), "a file is no device");
 }
 
 #[test]

@@ -459,7 +459,9 @@ pub trait Connect: Send + Sync {
         cx: &Cx,
     ) -> Result<()>;
 
-    /// Whether the attachment still stands (the device exists and is still this volume's).
+    /// Whether the attachment still stands: the device exists and is still the recorded one. What does
+    /// not stand is taken back, so a device that is there stands although its data lost its name or
+    /// cannot be looked at now; [`Connect::node_health`] tells of that.
     ///
     /// # Errors
     /// `Unavailable`.

@@ -267,7 +267,8 @@ pub enum FormatState {
         /// What was made, or was found.
         fs: FsType,
     },
-    /// Nothing is known (a static volume): whatever is on it was put there by others.
+    /// Nothing is known (a static volume, or a file in the place of the one that the record is
+    /// about): whatever is on it was put there by others. Formatted only when all of it is zeros.
     Foreign,
     /// It was handed to a workload as a raw block device. What is on it is the workload's, and may
     /// lie where no probe looks, so it is never formatted, however blank it seems. A file system

@@ -54,4 +54,4 @@ pub use identity::{Identity, init, read as identity};
 pub use medium::{Medium, Origin, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
 pub use owner::{OwnerNote, owner};
 pub use pool::Pool;
-pub use record::{Access, SnapshotRecord, SourceRef, VolumeRecord};
+pub use record::{Access, FileMark, SnapshotRecord, SourceRef, VolumeRecord};

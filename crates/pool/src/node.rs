@@ -1,6 +1,6 @@
 //! The node's half: finding the volume for the medium, and the record of its file system.
 
-use crate::{backend::Core, medium::Medium};
+use crate::{backend::Core, medium::Medium, record::FileMark};
 use larder_model::{
     Bytes, Cx, Fault, Kind, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Source},
@@ -54,17 +54,33 @@ impl<M: Medium> Core<M> {
     pub(crate) fn format_state(&self, id: &VolumeId) -> Result<FormatState> {
         let (_, entry) = self.find(id)?;
         // Nothing recorded is nothing known.
-        Ok(entry.record.file_system.unwrap_or(FormatState::Foreign))
+        let state = entry.record.file_system.unwrap_or(FormatState::Foreign);
+        let (FormatState::Unformatted | FormatState::Formatting { .. }) = state else {
+            return Ok(state);
+        };
+        // They allow to format, so they must be about this very file, and about one that nobody but
+        // us writes to.
+        let ours = !entry.is_static
+            && match entry.record.noted_of {
+                Some(noted) => noted == FileMark::of(&entry.data)?,
+                None => true,
+            };
+        Ok(if ours { state } else { FormatState::Foreign })
     }
 
     pub(crate) fn set_format_state(&self, id: &VolumeId, state: FormatState) -> Result<()> {
         let (pool, entry) = self.find(id)?;
-        pool.update_record(&entry, |record| {
-            record.file_system = Some(state);
-            Ok(())
+        let note = || {
+            let noted = FileMark::of(&entry.data)?;
+            pool.update_record(&entry, |record| {
+                record.file_system = Some(state);
+                record.noted_of = Some(noted);
+                Ok(())
+            })
+        };
+        note().map(drop).map_err(|fault| {
+            pool.explain(fault).during(format!("note the file system of volume {id}"))
         })
-        .map(drop)
-        .map_err(|fault| pool.explain(fault).during(format!("note the file system of volume {id}")))
     }
 
     pub(crate) fn refresh_size(

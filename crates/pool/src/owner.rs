@@ -51,16 +51,39 @@ pub(crate) fn take(
 ) -> Result<std::result::Result<(FileLock, bool), Option<OwnerNote>>> {
     let path = owner_lock(pool);
     let Some(lock) = FileLock::try_exclusive(&path)? else { return Ok(Err(read_note(&path))) };
-    let clean = lock::holder(&path).is_some_and(|holder| holder == Holder::default());
-    // A full disk must not keep a pool from being served, and emptied.
-    if let Err(fault) = lock.announce(&Holder {
+    let clean = says_clean(&path);
+    let announced = lock.announce(&Holder {
         pid: note.pid,
         endpoint: note.endpoint.clone(),
         what: note.driver.clone(),
-    }) {
+    });
+    // A full disk must not keep a pool from being served, and emptied.
+    if let Err(fault) = announced {
         tracing::warn!(pool = %pool.display(), "cannot note the owner in the lock: {fault}");
     }
-    Ok(Ok((lock, clean)))
+    match without_clean_note(lock)? {
+        Some(lock) => Ok(Ok((lock, clean))),
+        None => Ok(Err(read_note(&path))),
+    }
+}
+
+/// Whether the last owner's note says that it went in order.
+fn says_clean(path: &Path) -> bool {
+    lock::holder(path).is_some_and(|holder| holder == Holder::default())
+}
+
+/// Makes sure that "left in order" does not stand in the lock while somebody works in the pool: were
+/// that one killed, the next start would trust what no fsync has made durable. None: somebody else
+/// took the lock.
+fn without_clean_note(lock: FileLock) -> Result<Option<FileLock>> {
+    if !says_clean(lock.path()) {
+        return Ok(Some(lock));
+    }
+    lock.renew().map_err(|fault| {
+        fault
+            .during("take back the note that the pool was left in order")
+            .hint("make the pool writable; it cannot be served safely before")
+    })
 }
 
 /// Notes that the owner goes, with everything done and durable.
@@ -95,5 +118,40 @@ pub fn owner(path: &Path) -> Result<Option<OwnerNote>> {
         // Nobody can hold a lock there.
         Err(_) if larder_host::filesystems::is_read_only(path).unwrap_or(false) => Ok(None),
         Err(fault) => Err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_that_could_not_be_replaced_does_not_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        // As a former owner left it. That writing over it failed is all the same to what follows.
+        let lock = FileLock::try_exclusive(&path).unwrap().unwrap();
+        leave(&lock);
+        drop(lock);
+        let lock = FileLock::try_exclusive(&path).unwrap().unwrap();
+        assert!(says_clean(&path));
+        let held = without_clean_note(lock).unwrap().unwrap();
+        assert!(!says_clean(&path), "a kill from here on must not look like an orderly stop");
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none(), "it is still held");
+        drop(held);
+    }
+
+    #[test]
+    fn the_note_of_an_owner_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".larder")).unwrap();
+        let note = OwnerNote::this("some.driver", None);
+        let (lock, clean) = take(dir.path(), &note).unwrap().unwrap();
+        assert!(!clean);
+        assert_eq!(read_note(lock.path()), Some(note.clone()));
+        leave(&lock);
+        drop(lock);
+        let (lock, clean) = take(dir.path(), &note).unwrap().unwrap();
+        assert!(clean && !says_clean(lock.path()));
     }
 }

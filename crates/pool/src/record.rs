@@ -9,12 +9,12 @@
 //! nothing.
 
 use larder_model::{
-    AccessType, Bytes, Fault, Native, PoolName, Result, Uses, VolumeCapability,
+    AccessType, Bytes, Fault, Kind, Native, PoolName, Result, Uses, VolumeCapability,
     volume::{Attributes, ContentSource, FormatState},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::{fs::Metadata, os::unix::fs::MetadataExt, path::Path};
 use uuid::Uuid;
 
 /// The format version that this release writes, and the highest that it reads.
@@ -55,12 +55,45 @@ pub struct VolumeRecord {
     /// The file system on its device; None where there is no device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_system: Option<FormatState>,
+    /// The file that `file_system` was noted of; None: noted by an earlier release, or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noted_of: Option<FileMark>,
     /// The medium's own part.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub medium: Value,
     /// Fields of later releases, kept.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
+}
+
+/// What tells a file from another that has its name later. Inodes are given again soon, so the time
+/// of birth belongs to it; not the device, whose number changes from boot to boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileMark {
+    /// Its inode.
+    pub inode: u64,
+    /// When it was made, where its file system knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born: Option<jiff::Timestamp>,
+}
+
+impl FileMark {
+    /// Of what `meta` was read of.
+    pub(crate) fn new(meta: &Metadata) -> Self {
+        let born = meta.created().ok().and_then(|t| jiff::Timestamp::try_from(t).ok());
+        Self { inode: meta.ino(), born }
+    }
+
+    /// Of the data `path`.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        let meta = path.symlink_metadata();
+        meta.map(|meta| Self::new(&meta)).map_err(|e| {
+            let gone = e.kind() == std::io::ErrorKind::NotFound;
+            let fault = Fault::io(format!("look at {}", path.display()), e);
+            if gone { fault.with_kind(Kind::Corrupt) } else { fault }
+        })
+    }
 }
 
 /// What is known of a snapshot.

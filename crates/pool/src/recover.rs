@@ -9,7 +9,7 @@
 //! What has a name that we do not give is left alone and said in the log.
 
 use crate::{
-    layout::{CREATING, DELETING, LOCKS, STATIC, Shelf, parse_grave, parse_work},
+    layout::{CREATING, DELETING, LOCKS, STATIC, STATIC_RECORD, Shelf, parse_grave, parse_work},
     medium::Medium,
     pool::Pool,
 };
@@ -30,7 +30,11 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool, cx: &Cx) -> Result<
         sweep_locks(pool)?;
     } else {
         empty_scratch(pool)?;
-        durable::sweep_temporary(&pool.path().join(STATIC))?;
+        // An administrator's folder: what is there may be anything, and keeps no pool from opening.
+        let folder = pool.path().join(STATIC);
+        if let Err(fault) = durable::sweep_temporary_of(&folder, STATIC_RECORD) {
+            tracing::warn!(pool = %pool.name(), "{fault}; the next start tries again");
+        }
     }
     for (path, shelf, native) in works(&pool.path().join(CREATING), parse_work)? {
         // In a shared pool another node may be building it at this moment.

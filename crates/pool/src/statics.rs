@@ -2,7 +2,9 @@
 //!
 //! They are volumes like others, with these differences: they are found by looking, not by a
 //! record; their record (`static/<native>.larder.json`) appears when there is something to remember
-//! (a format state); and they are never deleted by us. A name that a created volume has, too, means
+//! (a format state); and they are never deleted by us. Their files are the administrator's, who may
+//! replace one or write over it at any time: a record counts only for the very file that it was
+//! noted of, and `formatting` in it never allows to format again. A name that a created volume has, too, means
 //! the created one; the static one is named in the pool's warnings.
 
 use crate::{
@@ -10,7 +12,7 @@ use crate::{
     layout::{STATIC, STATIC_RECORD},
     medium::{Medium, StaticFacts},
     pool::{Pool, static_record},
-    record::{FORMAT, VolumeRecord, parse},
+    record::{FORMAT, FileMark, VolumeRecord, parse},
 };
 use larder_model::{Bytes, Fault, Native, Result, VolumeId};
 use serde_json::Map;
@@ -50,7 +52,11 @@ pub(crate) fn find<M: Medium>(medium: &M, pool: &Pool, native: &Native) -> Resul
     }
     let StaticFacts { size, context, medium: value, file_system } = medium.look(pool, &data)?;
     let created = meta.modified().ok().and_then(|t| jiff::Timestamp::try_from(t).ok());
-    let record = match read_record(&static_record(pool.path(), native))? {
+    // What was noted of another file is nothing known of this one.
+    let mark = FileMark::new(&meta);
+    let record = read_record(&static_record(pool.path(), native))?
+        .filter(|record| record.noted_of.is_none_or(|noted| noted == mark));
+    let record = match record {
         Some(record) => VolumeRecord {
             size: if size > Bytes::ZERO { size } else { record.size },
             context,
@@ -70,6 +76,7 @@ pub(crate) fn find<M: Medium>(medium: &M, pool: &Pool, native: &Native) -> Resul
             context,
             ephemeral: false,
             file_system,
+            noted_of: None,
             medium: value,
             rest: Map::new(),
         },

@@ -7,7 +7,7 @@ use crate::{
     layout::Shelf,
     medium::{Medium, Origin, Plan, PlanRequest},
     pool::Pool,
-    record::{Access, FORMAT, SourceRef, VolumeRecord},
+    record::{Access, FORMAT, FileMark, SourceRef, VolumeRecord},
     statics,
 };
 use larder_model::{
@@ -58,7 +58,11 @@ impl<M: Medium> Core<M> {
                     self.refuse_changed(origin)?;
                 }
             }
-            Ok(new_record(spec, origin.as_ref(), plan))
+            let mut record = new_record(spec, origin.as_ref(), plan);
+            if record.file_system.is_some() {
+                record.noted_of = Some(FileMark::of(&folder.join(self.medium.data_name()))?);
+            }
+            Ok(record)
         })?;
         Ok(self.describe(&pool.entry(native.clone(), record)))
     }
@@ -281,6 +285,7 @@ fn new_record(spec: &VolumeSpec, origin: Option<&Origin>, plan: Plan) -> VolumeR
             Some(origin) => origin.file_system(),
             None => plan.file_system,
         },
+        noted_of: None,
         medium: plan.medium,
         rest: Map::new(),
     }

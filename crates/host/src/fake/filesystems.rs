@@ -5,7 +5,7 @@ use crate::{
     FileSystems, Found, Usage,
     filesystems::{Identity, least_size},
 };
-use larder_model::{Bytes, Fault, FsType, Result};
+use larder_model::{Bytes, Cx, Fault, FsType, Result};
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 pub(super) struct FakeFileSystems(pub(super) FakeKernel);
@@ -17,6 +17,14 @@ impl FileSystems for FakeFileSystems {
         let mut state = self.0.state();
         state.fail("probe", || format!("probe {}", device.display()))?;
         probe(device)
+    }
+
+    fn first_data(&self, device: &Path, cx: &Cx) -> Result<Option<u64>> {
+        let what = || format!("read all of {}", device.display());
+        self.0.state().fail("first_data", what)?;
+        let bytes = std::fs::read(device).map_err(|e| Fault::io(what(), e))?;
+        cx.advance(bytes.len() as u64);
+        Ok(bytes.iter().position(|b| *b != 0).map(|at| at as u64))
     }
 
     fn make(&self, device: &Path, fs: FsType, _options: &[String]) -> Result<()> {

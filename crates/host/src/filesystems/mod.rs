@@ -3,13 +3,15 @@
 //! Invariants:
 //! - *blank* is proven, never assumed: the low-level probe of blkid finds no signature of any kind
 //!   (file systems, RAID, LVM, LUKS, partition tables) **and** the first and last 4 MiB read as
-//!   zeros; any error on the way is an error, not an answer;
+//!   zeros; any error on the way is an error, not an answer. That is proof for a device that was made
+//!   empty and that nobody had since; of any other all bytes are read ([`FileSystems::first_data`]);
 //! - mkfs is never told to force, except by [`FileSystems::make_again`], whose caller holds a
 //!   record that our own mkfs was cut on that very device;
 //! - nothing is ever wiped to make mkfs pass;
 //! - checking never repairs what needs a decision: `e2fsck -p` for ext4, log replay by mounting
 //!   for xfs and btrfs.
 
+mod blank;
 mod check;
 pub mod errors;
 mod geometry;
@@ -23,7 +25,7 @@ pub(crate) mod way;
 pub use make::least_size;
 pub use real::RealFileSystems;
 
-use larder_model::{Bytes, FsType, Result};
+use larder_model::{Bytes, Cx, FsType, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -81,6 +83,13 @@ pub trait FileSystems: Send + Sync {
     /// # Errors
     /// Any failure to find out; never [`Found::Blank`] instead.
     fn probe(&self, device: &Path) -> Result<Found>;
+
+    /// Where the first byte of the whole device lies that is not zero; None: there is none. Reads all
+    /// of it but the holes of an image, with constant memory; progress in bytes goes to `cx`.
+    ///
+    /// # Errors
+    /// Any failure to read a part of it.
+    fn first_data(&self, device: &Path, cx: &Cx) -> Result<Option<u64>>;
 
     /// Makes a file system on a blank device. `options` are further arguments for mkfs. The tools'
     /// own refusal to overwrite something stays in force.

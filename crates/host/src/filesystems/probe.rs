@@ -39,7 +39,7 @@ pub(super) fn identity(device: &Path) -> Result<Identity> {
 
 /// Opens the device and forgets what the page cache holds of it: a shared disk may have been
 /// written by another machine, an image by another way than this device.
-fn open(device: &Path) -> Result<File> {
+pub(super) fn open(device: &Path) -> Result<File> {
     let what = || format!("probe {}", device.display());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::openat(CWD, device, flags, Mode::empty())

@@ -1,8 +1,8 @@
 //! The file systems of this machine.
 
-use super::{FileSystems, Found, Identity, Usage, check, grow, make, probe, usage};
+use super::{FileSystems, Found, Identity, Usage, blank, check, grow, make, probe, usage};
 use crate::{HelperProgram, alive};
-use larder_model::{Bytes, FsType, Result};
+use larder_model::{Bytes, Cx, FsType, Result};
 use std::path::Path;
 
 /// The file systems of this machine.
@@ -21,6 +21,9 @@ impl RealFileSystems {
 impl FileSystems for RealFileSystems {
     fn probe(&self, device: &Path) -> Result<Found> {
         probe::probe(device)
+    }
+    fn first_data(&self, device: &Path, cx: &Cx) -> Result<Option<u64>> {
+        blank::first_data(device, cx)
     }
     fn make(&self, device: &Path, fs: FsType, options: &[String]) -> Result<()> {
         make::make(device, fs, options, false)

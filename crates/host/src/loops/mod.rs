@@ -15,6 +15,7 @@ mod real;
 mod sys;
 
 pub use real::RealLoops;
+pub(crate) use real::image_behind;
 
 use crate::mounts::DeviceId;
 use larder_model::{Bytes, Result};

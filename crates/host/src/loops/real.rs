@@ -356,6 +356,18 @@ fn backing_file(number: u32, status: &sys::Info64) -> (Option<PathBuf>, bool) {
     }
 }
 
+/// The image behind an open loop device that shows all of it, opened for reading; None for other
+/// devices, for a part of an image, and where the image cannot be reached by its name any more.
+pub(crate) fn image_behind(device: &File, path: &Path) -> Option<File> {
+    let number = path.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok()?;
+    let status = sys::status(device).ok()?;
+    let (Some(image), false) = backing_file(number, &status) else { return None };
+    let image = open_image(&image, true).ok()?;
+    let meta = image.metadata().ok()?;
+    let same = (meta.dev(), meta.ino()) == (status.device, status.inode);
+    (same && status.offset == 0).then_some(image)
+}
+
 fn is_inode(path: &Path, status: &sys::Info64) -> bool {
     std::fs::symlink_metadata(path)
         .is_ok_and(|m| (m.dev(), m.ino()) == (status.device, status.inode))

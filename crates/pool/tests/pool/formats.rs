@@ -13,6 +13,8 @@ use std::fs;
 
 const IDENTITY: &str = include_str!("samples/format-1/larder-pool.json");
 const VOLUME: &str = include_str!("samples/format-1/volume.json");
+/// With the fields that were added to format 1 since.
+const VOLUME_NOTED: &str = include_str!("samples/format-1/volume-noted.json");
 const SNAPSHOT: &str = include_str!("samples/format-1/snapshot.json");
 
 #[tokio::test]
@@ -49,6 +51,7 @@ fn what_is_written_today_is_what_the_samples_say() {
     }
     same::<Identity>(IDENTITY);
     same::<VolumeRecord>(VOLUME);
+    same::<VolumeRecord>(VOLUME_NOTED);
     same::<SnapshotRecord>(SNAPSHOT);
 }
 
@@ -59,7 +62,9 @@ async fn a_new_record_has_the_fields_of_its_format() {
     backend.create(&spec("a/v")).await.unwrap();
     let text = fs::read(bench.pool("a").join("volumes/v/record.json")).unwrap();
     let record: serde_json::Map<_, _> = serde_json::from_slice(&text).unwrap();
-    let sample: serde_json::Map<String, serde_json::Value> = serde_json::from_str(VOLUME).unwrap();
+    type Fields = serde_json::Map<String, serde_json::Value>;
+    let mut sample: Fields = serde_json::from_str(VOLUME).unwrap();
+    sample.extend(serde_json::from_str::<Fields>(VOLUME_NOTED).unwrap());
     for (key, value) in &record {
         let known = sample.get(key).unwrap_or_else(|| panic!("{key} needs a sample"));
         assert_eq!(

@@ -115,6 +115,99 @@ async fn static_volumes_are_found_used_and_never_deleted() {
 }
 
 #[tokio::test]
+async fn what_was_noted_of_a_static_volume_is_not_said_of_another_file_in_its_place() {
+    let bench = Bench::default();
+    let mut backend = bench.start().await;
+    let old = bench.pool("a").join("static/old");
+    let xfs = larder_model::FsType::Xfs;
+    let id = volume("a/old");
+    for state in
+        [FormatState::Formatting { fs: xfs }, FormatState::Formatted { fs: xfs }, FormatState::Raw]
+    {
+        std::fs::create_dir(&old).unwrap();
+        std::fs::write(old.join("content"), "theirs").unwrap();
+        backend.set_format_state(&id, state).await.unwrap();
+        // A process killed in the middle of mkfs, and an administrator who writes over the file:
+        // nothing could tell, so it is nobody's remains but somebody's data.
+        let formatting = matches!(state, FormatState::Formatting { .. });
+        let expected = if formatting { FormatState::Foreign } else { state };
+        drop(backend);
+        backend = bench.start().await;
+        assert_eq!(backend.format_state(&id).await.unwrap(), expected);
+        // Another file in its place, right away: it may get the same inode.
+        std::fs::remove_dir_all(&old).unwrap();
+        std::fs::create_dir(&old).unwrap();
+        std::fs::write(old.join("content"), "restored").unwrap();
+        assert_eq!(backend.format_state(&id).await.unwrap(), FormatState::Foreign, "{state:?}");
+        backend.create(&copied("a/new", ContentSource::Volume(id.clone()))).await.unwrap();
+        let copy = backend.format_state(&volume("a/new")).await.unwrap();
+        assert_eq!(copy, FormatState::Foreign);
+        backend.delete("a/new").await.unwrap();
+        // What is noted now is noted of the new one.
+        let formatted = FormatState::Formatted { fs: xfs };
+        backend.set_format_state(&id, formatted).await.unwrap();
+        assert_eq!(backend.format_state(&id).await.unwrap(), formatted);
+        std::fs::remove_dir_all(&old).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_created_volume_whose_data_was_replaced_is_taken_for_somebody_elses() {
+    let bench = Bench::default();
+    let mut backend = bench.start().await;
+    let id = volume("a/v");
+    let formatting = FormatState::Formatting { fs: larder_model::FsType::Ext4 };
+    for state in [FormatState::Unformatted, formatting] {
+        backend.create(&spec("a/v")).await.unwrap();
+        if state == formatting {
+            backend.set_format_state(&id, state).await.unwrap();
+        }
+        drop(backend);
+        backend = bench.start().await;
+        assert_eq!(backend.format_state(&id).await.unwrap(), state);
+        let data = bench.pool("a").join("volumes/v/data");
+        let other = data.with_extension("restored");
+        larder_host::command::Command::new("cp").arg("-a").arg(&data).arg(&other).run().unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::rename(&other, &data).unwrap();
+        assert_eq!(backend.format_state(&id).await.unwrap(), FormatState::Foreign, "{state:?}");
+        backend.delete("a/v").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_start_removes_from_the_static_folder_only_what_it_wrote_itself() {
+    let bench = Bench::new(&["a"]);
+    drop(bench.start().await);
+    let folder = bench.pool("a").join("static");
+    let long = format!("{}-{}", "x".repeat(40), "y".repeat(20));
+    // As a killed write of a record leaves them.
+    let ours = [".old.larder.json.tmp-7-0-18a".to_owned(), {
+        let record = format!("{long}.larder.json");
+        format!(".{}.tmp-4194304-12-18a7c0ffee", &record[record.len() - 48..])
+    }];
+    let theirs = [
+        ".restore.tmp-upload",
+        ".a.img.tmp-7-0-18a",
+        ".old.larder.json.tmp-7-0-18a.img",
+        ".old.larder.json.tmp-7-0-18a-1",
+        "old.larder.json.tmp-7-0-18a",
+        ".old.larder.json.tmp-7-0-later",
+    ];
+    for name in ours.iter().map(String::as_str).chain(theirs) {
+        std::fs::write(folder.join(name), "data").unwrap();
+    }
+    std::fs::create_dir(folder.join(".dir.larder.json.tmp-7-0-18b")).unwrap();
+    let backend = bench.start().await;
+    backend.create(&spec("a/v")).await.unwrap();
+    let left = crate::support::file_names(&folder);
+    for name in ours {
+        assert!(!left.contains(&name), "{name} is left");
+    }
+    assert_eq!(left.len(), theirs.len() + 1, "{left:?}");
+}
+
+#[tokio::test]
 async fn a_created_volume_hides_a_static_one_and_the_pool_says_so() {
     use larder_model::Backend;
     let bench = Bench::default();

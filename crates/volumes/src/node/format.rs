@@ -9,8 +9,12 @@
 //! | `Unformatted` | **make** | refuse | refuse |
 //! | `Formatting` | **make again** | **make again** (remains of our own mkfs) | **make again** |
 //! | `Formatted` | refuse: data is gone | use, if it is that one | refuse |
-//! | `Foreign` | **make** | use | refuse |
+//! | `Foreign` | **make**, once all of it was read as zeros | use | refuse |
 //! | `Raw` | refuse | use | refuse |
+//!
+//! *Blank* is what a probe says that looks for signatures and at both ends. That is enough for a
+//! device that we made empty. A foreign one may hold anything in between, so every byte of it is
+//! read before it is formatted ([`unread`]).
 //!
 //! A mount that only reads never formats.
 
@@ -31,9 +35,20 @@ pub(super) enum Decision {
     Make {
         /// The file system.
         fs: FsType,
-        /// Our own mkfs was cut here.
-        again: bool,
+        /// What it is made over.
+        over: Over,
     },
+}
+
+/// What a file system is made over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// A device that was made empty for this volume.
+    New,
+    /// Somebody else's device: [`unread`] must say that nothing is on it.
+    Unread,
+    /// The remains of our own mkfs.
+    Remains,
 }
 
 /// What is asked for.
@@ -52,14 +67,14 @@ pub(super) struct Wanted {
 /// # Errors
 /// `Precondition` or `Corrupt`, saying what was found.
 pub(super) fn decide(state: FormatState, found: &Found, wanted: Wanted) -> Result<Decision> {
-    let make = |again| {
+    let make = |over| {
         if wanted.reader {
             return Err(Fault::precondition(
                 "mount the volume for reading: it holds no file system yet",
             )
             .hint("use it once with an access mode that may write"));
         }
-        Ok(Decision::Make { fs: wanted.asked.unwrap_or(wanted.default), again })
+        Ok(Decision::Make { fs: wanted.asked.unwrap_or(wanted.default), over })
     };
     let mount = |fs: FsType, note| match wanted.asked {
         Some(asked) if asked != fs => Err(Fault::precondition(format!(
@@ -68,23 +83,16 @@ pub(super) fn decide(state: FormatState, found: &Found, wanted: Wanted) -> Resul
         .hint(format!("ask for {fs}, or leave the file system open"))),
         _ => Ok(Decision::Use { fs, note: note && !wanted.reader }),
     };
-    let refuse = |whose: &str| {
-        Err(Fault::precondition(format!(
-            "format the volume: its device is not blank, {} was found",
-            named(found)
-        ))
-        .hint(format!("{whose}; look at it, and empty it yourself if it is of no use")))
-    };
+    let refuse = |whose: &str| Err(occupied(&named(found), whose));
     match (state, found) {
-        (FormatState::Formatting { .. }, _) => make(true),
-        (FormatState::Unformatted | FormatState::Foreign, Found::Blank) => make(false),
+        (FormatState::Formatting { .. }, _) => make(Over::Remains),
+        (FormatState::Unformatted, Found::Blank) => make(Over::New),
+        (FormatState::Foreign, Found::Blank) => make(Over::Unread),
         (FormatState::Unformatted, _) => {
             refuse("nobody was to write here before it was formatted")
         }
         (FormatState::Foreign | FormatState::Raw, Found::FileSystem(fs)) => mount(*fs, true),
-        (FormatState::Foreign | FormatState::Raw, Found::Other(_)) => {
-            refuse("somebody else's data may be on it")
-        }
+        (FormatState::Foreign | FormatState::Raw, Found::Other(_)) => refuse(FOREIGN),
         (FormatState::Raw, Found::Blank) => Err(Fault::precondition(
             "format the volume: a workload has had it as a raw block device",
         )
@@ -101,6 +109,25 @@ pub(super) fn decide(state: FormatState, found: &Found, wanted: Wanted) -> Resul
         ))
         .hint("it will not be formatted again; restore it from a snapshot or look at the device")),
     }
+}
+
+/// Refuses a device of which all was read, with the place of the first byte that is not zero.
+///
+/// # Errors
+/// `Precondition`.
+pub(super) fn unread(first_data: Option<u64>) -> Result<()> {
+    match first_data {
+        None => Ok(()),
+        Some(at) => Err(occupied(&format!("data at byte {at}"), FOREIGN)),
+    }
+}
+
+/// Whose the data on a foreign device is.
+const FOREIGN: &str = "somebody else's data may be on it, or a piece of a mkfs that was cut";
+
+fn occupied(found: &str, whose: &str) -> Fault {
+    Fault::precondition(format!("format the volume: its device is not blank, {found} was found"))
+        .hint(format!("{whose}; look at it, and empty it yourself if it is of no use"))
 }
 
 /// What was found, in words.
@@ -149,16 +176,18 @@ mod tests {
                 for asked in [None, Some(EXT4), Some(XFS)] {
                     for reader in [false, true] {
                         let wanted = Wanted { asked, default: EXT4, reader };
-                        let Ok(Decision::Make { fs, again }) = decide(state, &found, wanted) else {
+                        let Ok(Decision::Make { fs, over }) = decide(state, &found, wanted) else {
                             continue;
                         };
                         made += 1;
                         assert!(!reader, "{state:?} {found:?}: a reader formats");
                         assert_eq!(fs, asked.unwrap_or(EXT4));
                         match state {
-                            S::Formatting { .. } => assert!(again),
+                            S::Formatting { .. } => assert_eq!(over, Over::Remains),
                             S::Unformatted | S::Foreign => {
-                                assert!(!again && found == Found::Blank, "{state:?} {found:?}");
+                                let proof =
+                                    if state == S::Foreign { Over::Unread } else { Over::New };
+                                assert_eq!((over, &found), (proof, &Found::Blank), "{state:?}");
                             }
                             S::Formatted { .. } | S::Raw => {
                                 panic!("{state:?} {found:?} is formatted")
@@ -170,6 +199,15 @@ mod tests {
         }
         // Two states on blank, two over any of four findings, times three ways of asking.
         assert_eq!(made, (2 + 2 * 4) * 3);
+    }
+
+    #[test]
+    fn one_byte_anywhere_on_a_foreign_device_forbids_formatting_it() {
+        unread(None).unwrap();
+        let fault = unread(Some(5 << 20)).unwrap_err();
+        assert_eq!(fault.kind(), Kind::Precondition);
+        assert!(fault.to_string().contains("data at byte 5242880"), "{fault}");
+        assert!(fault.hint_text().is_some());
     }
 
     #[test]

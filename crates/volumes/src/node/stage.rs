@@ -6,7 +6,7 @@
 use super::{
     StageRequest,
     executor::{Asked, Executor, kind_of},
-    format::{self, Decision, Wanted},
+    format::{self, Decision, Over, Wanted},
     plan::{self, Seen, SourceSeen, SourceWanted, StageSeen, StageStep},
     record::{Phase, Record, Shows, Staged, Terms},
     sight,
@@ -280,15 +280,23 @@ impl Executor {
                 }
                 Ok(fs)
             }
-            Decision::Make { fs, again } => {
+            Decision::Make { fs, over } => {
                 let options = larder_model::mkfs::options(&work.asked.mkfs_options, fs)?;
+                if over == Over::Unread {
+                    cx.step("read all of the device")?;
+                    let (device, cx) = (device.clone(), cx.clone());
+                    format::unread(
+                        self.blocking(move |this| this.host.filesystems.first_data(&device, &cx))
+                            .await?,
+                    )?;
+                }
                 cx.step("record that formatting begins")?;
                 connect.set_format_state(work.id, FormatState::Formatting { fs }).await?;
                 cx.step("make the file system")?;
                 let device = device.clone();
                 self.blocking(move |this| {
                     let filesystems = &this.host.filesystems;
-                    if again {
+                    if over == Over::Remains {
                         filesystems.make_again(&device, fs, &options)
                     } else {
                         filesystems.make(&device, fs, &options)

@@ -41,6 +41,7 @@ fn foreign(name: &str, image: &Path) {
             write(image, 0, &sector);
         }
         "end" => write(image, size - 4096, b"the last block of an old database"),
+        "middle" => write(image, size / 2, b"a table of a database that begins with zeros"),
         "start" => write(image, 1 << 20, b"a little beyond every superblock"),
         _ => panic!("{name}"),
     }
@@ -96,6 +97,24 @@ async fn a_file_system_that_others_made_is_used_and_never_replaced() {
             world.unstage(name).await.unwrap();
         }
     }
+    world.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_device_with_data_only_where_no_probe_looks_is_never_formatted() {
+    let world = World::new(On::Real);
+    world.volume("middle");
+    let id = world.id("middle");
+    let image = world.backend.image(&id);
+    foreign("middle", &image);
+    world.backend.write_state(&id, FormatState::Foreign);
+    let before = kept(&image);
+    let fault = world.stage("middle", mount()).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+    let place = format!("data at byte {}", image.metadata().unwrap().len() / 2);
+    assert!(fault.to_string().contains(&place), "{fault}");
+    assert!(is_same(before.path(), &image), "it was written to");
+    assert_eq!(world.backend.read_state(&id), FormatState::Foreign);
     world.assert_nothing_left();
 }
 

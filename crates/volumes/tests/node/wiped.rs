@@ -208,7 +208,7 @@ async fn records_that_cannot_be_read_are_set_aside_and_the_volume_works_again() 
     world.stage("image", mount()).await.unwrap();
     let record = fs::read_dir(world.state_dir()).unwrap().next().unwrap().unwrap().path();
     fs::write(&record, "{ half a rec").unwrap();
-    fs::write(world.state_dir().join(".x.json.tmp-1-1"), "left by a killed writer").unwrap();
+    fs::write(world.state_dir().join(".x.json.tmp-1-1-1"), "left by a killed writer").unwrap();
     assert_eq!(kind(world.unstage("image").await), Kind::Corrupt);
     world.restart();
     let told = world.engine.recover(&Cx::new()).await.unwrap();
