@@ -47,6 +47,7 @@ fn ids(bench: &Bench) -> BTreeSet<u32> {
 
 /// Waits until the file system has the ids of `before` and no others: xfs frees the inodes of
 /// removed files in the background.
+#[allow(clippy::disallowed_methods, reason = "each test has a thread of its own")]
 fn assert_ids_are_back(bench: &Bench, before: &BTreeSet<u32>, what: &str) {
     let end = Instant::now() + Duration::from_secs(30);
     while ids(bench) != *before && Instant::now() < end {
