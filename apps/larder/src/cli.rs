@@ -77,9 +77,10 @@ pub(crate) struct Target {
     /// Talk to this CSI socket (any driver's) instead.
     #[arg(long, value_name = "ENDPOINT", conflicts_with = "driver")]
     pub(crate) socket: Option<Endpoint>,
-    /// Give up waiting after so many seconds. The work itself goes on in the serving process.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    pub(crate) timeout: u64,
+    /// Give up after so many seconds. The work itself goes on in the serving process; where there is
+    /// none, repeating the command finishes it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: u32,
 }
 
 /// How a command prints.
@@ -131,7 +132,9 @@ pub(crate) enum Volume {
         /// Where; its parent must exist.
         #[arg(value_hint = ValueHint::AnyPath)]
         path: PathBuf,
-        /// Nothing may be written.
+        /// Nothing may be written through this path. Where it is the volume's first, the volume is not
+        /// written to at all: nothing is formatted, checked or replayed, and every further path must be
+        /// read-only, too.
         #[arg(long)]
         read_only: bool,
         /// Present the volume as a raw block device.
@@ -146,7 +149,7 @@ pub(crate) enum Volume {
     /// Unmount a volume from a path, or from everywhere it was mounted with `volume mount`.
     #[command(visible_alias = "umount")]
     Unmount {
-        /// Name, id (POOL/NAME), or the path it is mounted at.
+        /// Name, id (POOL/NAME), or the path it is mounted at (which starts with / or .).
         volume: String,
         /// Only there.
         #[arg(value_hint = ValueHint::AnyPath)]

@@ -3,7 +3,10 @@
 use clap::ValueEnum;
 use larder_model::{Fault, Result};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, OnceLock};
+use std::{
+    io::IsTerminal,
+    sync::{Arc, OnceLock},
+};
 use tracing_subscriber::{
     EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
@@ -22,7 +25,11 @@ pub(crate) enum LogFormat {
 type Reload = Arc<dyn Fn(&str) -> Result<String> + Send + Sync>;
 static RELOAD: OnceLock<Reload> = OnceLock::new();
 
-fn filter(level: &str) -> Result<EnvFilter> {
+/// Reads a level or filter.
+///
+/// # Errors
+/// `Invalid`, saying what there is.
+pub(crate) fn filter(level: &str) -> Result<EnvFilter> {
     level.parse().map_err(|e: tracing_subscriber::filter::ParseError| {
         Fault::invalid(format!("use log level {}", larder_model::id::quoted(level)))
             .because(e)
@@ -39,7 +46,8 @@ pub(crate) fn start(format: LogFormat, level: &str) -> Result<()> {
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         LogFormat::Text => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
+            let layer = fmt::layer().with_writer(std::io::stderr).with_target(false);
+            registry.with(layer.with_ansi(colours())).try_init()
         }
         LogFormat::Json => registry
             .with(
@@ -61,6 +69,12 @@ pub(crate) fn start(format: LogFormat, level: &str) -> Result<()> {
         }));
     }
     Ok(())
+}
+
+/// Colours are for terminals: in a file or a journal they are noise.
+fn colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !unwanted
 }
 
 /// Changes the level of the running process; returns what it was.

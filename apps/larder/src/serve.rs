@@ -3,6 +3,7 @@
 //! ```text
 //! settings checked ─▶ http ─▶ sockets (Probe: not ready) ─▶ drivers started ─▶ ready
 //!   SIGTERM, SIGINT ─▶ not ready ─▶ no new calls ─▶ running calls end ─▶ pools let go ─▶ exit 0
+//!     a driver cannot be served ─▶ the same, and the exit status of that fault
 //!                  a second signal ─▶ exit at once
 //! ```
 //! Mounts stay as they are: whoever serves next finds them.
@@ -16,7 +17,10 @@ use crate::{
 use anyhow::Result;
 use larder_csi::{Driver, State};
 use prometheus_client::registry::Registry;
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -45,7 +49,7 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
 
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
-    watch_signals(&tasks, stop.clone())?;
+    watch_signals(stop.clone())?;
     if let Some(address) = settings.http {
         let seen = drivers.clone();
         let pages = http::Pages { registry, ready: Box::new(move || ready(&seen)) };
@@ -53,9 +57,10 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
         tracing::info!(address = %bound, "http is served");
         tasks.spawn(serving);
     }
+    let failed = Arc::new(OnceLock::new());
     for (driver, of) in drivers.iter().zip(&settings.drivers) {
         let (driver, of, kubelet) = (driver.clone(), of.clone(), settings.kubelet_dir.clone());
-        let stop = stop.clone();
+        let (stop, failed) = (stop.clone(), failed.clone());
         tasks.spawn(async move {
             let serving = async {
                 driver.listen(&of.endpoint).await?;
@@ -67,8 +72,11 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
             };
             tokio::select! {
                 () = stop.cancelled() => {}
-                served = serving => if let Err(fault) = served {
+                // Not when it is our own stop that ended it.
+                served = serving => if let Err(fault) = served && !stop.is_cancelled() {
                     tracing::error!(driver = %of.name, "failed to {fault}");
+                    // The first is the reason; what follows may come of stopping.
+                    let _ = failed.set(fault.during(format!("serve driver {}", of.name)));
                     stop.cancel();
                 }
             }
@@ -78,7 +86,7 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     shut_down(&settings, drivers).await;
     tasks.close();
     let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
-    Ok(())
+    failed.get().map_or(Ok(()), |fault| Err(fault.clone().into()))
 }
 
 /// Copies of trees hold many files open at once, and services start with a soft limit of 1024.
@@ -124,20 +132,22 @@ async fn shut_down(settings: &Settings, drivers: Vec<Driver>) {
 }
 
 /// SIGTERM and SIGINT stop, a second one at once; SIGHUP switches debug logs on and off.
-fn watch_signals(tasks: &TaskTracker, stop: CancellationToken) -> Result<()> {
+#[allow(clippy::disallowed_methods, reason = "it has no end that shutdown could wait for")]
+fn watch_signals(stop: CancellationToken) -> Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;
-    tasks.spawn(async move {
-        let mut debug = false;
+    tokio::spawn(async move {
+        let mut before: Option<String> = None;
         loop {
             tokio::select! {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
                 _ = hup.recv() => {
-                    debug = !debug;
-                    if let Err(fault) = logging::set_level(if debug { "debug" } else { "info" }) {
-                        tracing::error!("failed to {fault}");
+                    match logging::set_level(before.as_deref().unwrap_or("debug")) {
+                        // Raised: what to go back to. Back: nothing.
+                        Ok(level) => before = before.xor(Some(level)),
+                        Err(fault) => tracing::error!("failed to {fault}"),
                     }
                     continue;
                 }

@@ -23,6 +23,8 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+use tonic::Status;
+use tower::ServiceExt;
 
 /// How long until something is looked at again.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -37,9 +39,47 @@ pub(crate) struct Session {
     /// None: a driver behind `--socket`, of which nothing is known.
     settings: Option<DriverSettings>,
     mounts: PathBuf,
-    timeout: Duration,
+    time: Time,
     local: Option<Served>,
 }
+
+/// How long the command may take, from `--timeout`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Time {
+    whole: Duration,
+    end: Instant,
+}
+
+impl Time {
+    fn of(target: &Target) -> Self {
+        let whole = Duration::from_secs(target.timeout.into());
+        Self { whole, end: Instant::now() + whole }
+    }
+    /// What is left of it.
+    pub(crate) fn left(self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+    /// Every call is given up at the end.
+    fn limit(self, client: &Client) -> Client {
+        let channel = client.channel();
+        Client::in_process(tower::service_fn(move |request| {
+            let call = channel.clone().oneshot(request);
+            async move {
+                match tokio::time::timeout_at(self.end.into(), call).await {
+                    Ok(answer) => answer.map_err(BoxError::from),
+                    Err(_) => Err(Status::deadline_exceeded(format!(
+                        "get the driver's answer in {:?} (hint: repeat the command, or give it more \
+                         --timeout)",
+                        self.whole
+                    ))
+                    .into()),
+                }
+            }
+        }))
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Session {
     /// The driver that the flags name.
@@ -72,16 +112,16 @@ impl Session {
     }
 
     async fn open_socket(target: &Target) -> anyhow::Result<Self> {
+        let time = Time::of(target);
         let endpoint = target.socket.as_ref().ok_or_else(|| Fault::invalid("find --socket"))?;
         if !answers(endpoint).await {
             return Err(Fault::unavailable(format!("reach {endpoint}: nobody serves it")).into());
         }
-        let client = Client::connect(endpoint)?;
+        let client = time.limit(&Client::connect(endpoint)?);
         let request = larder_proto::csi::GetPluginInfoRequest {};
         let info = crate::commands::answer(client.identity().get_plugin_info(request).await)?;
         let mounts = mounts_dir(Path::new(config::DEFAULT_STATE), &info.name);
-        let timeout = Duration::from_secs(target.timeout);
-        Ok(Self { client, driver: info.name, settings: None, mounts, timeout, local: None })
+        Ok(Self { client, driver: info.name, settings: None, mounts, time, local: None })
     }
 
     async fn of_driver(
@@ -89,24 +129,25 @@ impl Session {
         driver: DriverSettings,
         target: &Target,
     ) -> anyhow::Result<Self> {
-        let timeout = Duration::from_secs(target.timeout);
+        let time = Time::of(target);
+        let patience = time.left().min(LONGEST_START);
         let reached = match owner(&driver).await {
             Some(endpoint) => Err(endpoint),
             None => tokio::select! {
-                served = wiring::serve_to_ourselves(settings, &driver) => Ok(served?),
+                served = wiring::serve_to_ourselves(settings, &driver, patience) => Ok(served?),
                 endpoint = outrun(&driver) => Err(endpoint),
             },
         };
         let (client, local) = match reached {
-            Ok(served) => (served.client(), Some(served)),
-            Err(endpoint) => (ready(&endpoint, timeout).await?, None),
+            Ok(served) => (time.limit(&served.client()), Some(served)),
+            Err(endpoint) => (ready(&endpoint, time).await?, None),
         };
         Ok(Self {
             client,
             driver: driver.name.to_string(),
             mounts: mounts_dir(&settings.state_dir, driver.name.as_str()),
             settings: Some(driver),
-            timeout,
+            time,
             local,
         })
     }
@@ -127,9 +168,22 @@ impl Session {
     pub(crate) fn mounts_dir(&self) -> &Path {
         &self.mounts
     }
-    /// How long to wait for one call.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
+    /// Of a call that failed with that code, `what` in words of the command where its time is over.
+    pub(crate) fn in_time<T>(&self, what: &str, answer: Result<T, Status>) -> Result<T, Status> {
+        answer.map_err(|status| {
+            let over = self.time.left().is_zero();
+            if !over || status.code() != tonic::Code::DeadlineExceeded {
+                return status;
+            }
+            let then = match self.local {
+                Some(_) => "it was left unfinished (hint: repeat the command to finish it",
+                None => "the work goes on (hint: repeat the command to see its end",
+            };
+            Status::deadline_exceeded(format!(
+                "finish {what} in {:?}: {then}, or give it more --timeout)",
+                self.time.whole
+            ))
+        })
     }
 
     /// The pool of a name without one; None: a foreign driver.
@@ -146,10 +200,11 @@ impl Session {
         kind.map_or(&[], |k| k.parameters)
     }
 
-    /// Ends the session; a driver that was served in process lets go of its pools.
+    /// Ends the session; a driver that was served in process lets go of its pools. What runs beyond
+    /// the command's time is left to the next equal call.
     pub(crate) async fn close(mut self) {
         if let Some(served) = self.local.take() {
-            served.stop().await;
+            served.stop(self.time.left()).await;
         }
     }
 }
@@ -255,9 +310,9 @@ async fn outrun(driver: &DriverSettings) -> Endpoint {
 }
 
 /// Connects to a driver that may just be starting.
-async fn ready(endpoint: &Endpoint, timeout: Duration) -> Result<Client> {
-    let client = Client::connect(endpoint)?;
-    let end = Instant::now() + timeout.min(LONGEST_START);
+async fn ready(endpoint: &Endpoint, time: Time) -> Result<Client> {
+    let client = time.limit(&Client::connect(endpoint)?);
+    let end = Instant::now() + time.left().min(LONGEST_START);
     loop {
         let probed = client.identity().probe(larder_proto::csi::ProbeRequest {}).await;
         // A driver that cannot start says at the call itself what is wrong.
@@ -271,5 +326,9 @@ async fn ready(endpoint: &Endpoint, timeout: Duration) -> Result<Client> {
 }
 
 async fn answers(endpoint: &Endpoint) -> bool {
-    tokio::net::UnixStream::connect(endpoint.path()).await.is_ok()
+    match tokio::net::UnixStream::connect(endpoint.path()).await {
+        Ok(_) => true,
+        // So many are waiting there that one more does not fit.
+        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+    }
 }

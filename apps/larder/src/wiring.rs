@@ -91,23 +91,23 @@ impl Served {
     pub(crate) fn client(&self) -> Client {
         self.0.client()
     }
-    /// Lets go of the pools once running work is done.
-    pub(crate) async fn stop(self) {
-        let _ = self.0.shutdown(Duration::from_secs(3600)).await;
+    /// Lets go of the pools once running work is done, or after `patience`.
+    pub(crate) async fn stop(self, patience: Duration) {
+        let _ = self.0.shutdown(patience).await;
     }
 }
 
-/// Starts a driver for one command.
+/// Starts a driver for one command, within `patience`.
 ///
 /// # Errors
 /// What starting can fail with; `Unavailable` where the pool stays with somebody else.
 pub(crate) async fn serve_to_ourselves(
     settings: &Settings,
     driver: &DriverSettings,
+    patience: Duration,
 ) -> Result<Served> {
     let common = Common::new(settings, &mut Registry::default()).await?;
     let driver = common.driver(settings, driver)?;
-    let patience = Duration::from_secs(30);
     tokio::time::timeout(patience, driver.start()).await.map_err(|_| {
         Fault::unavailable(format!(
             "start driver {} in {patience:?}: its pool is held by another process",

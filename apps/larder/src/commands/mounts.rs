@@ -13,7 +13,7 @@
 
 use super::{answer, progress};
 use crate::session::Session;
-use larder_host::durable;
+use larder_host::{Host, durable};
 use larder_model::{Fault, Kind, Result};
 use larder_proto::csi::{
     self, controller_service_capability::rpc::Type as ControllerRpc,
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -47,6 +48,9 @@ pub(crate) struct Mounted {
     pub(crate) volume: String,
     /// As a device.
     pub(crate) block: bool,
+    /// Prepared for reading only: nothing was written to it, and nothing can be.
+    #[serde(default)]
+    pub(crate) reader: bool,
     /// Mount options.
     pub(crate) options: Vec<String>,
     /// Attributes of the volume.
@@ -82,6 +86,12 @@ impl Folder {
     }
     fn record(&self) -> PathBuf {
         self.0.join("mount.json")
+    }
+    /// For root alone: whatever permissions a volume has, nobody comes to it but through its paths.
+    fn make(&self) -> Result<()> {
+        let stage = self.stage();
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&stage);
+        made.map_err(|e| Fault::io(format!("make {}", stage.display()), e))
     }
     fn write(&self, mounted: &Mounted) -> Result<()> {
         durable::write_json(&self.record(), mounted)
@@ -132,6 +142,12 @@ struct Offers {
     attach: bool,
 }
 
+impl Offers {
+    fn writer(&self) -> Mode {
+        if self.multi_writer { Mode::SingleNodeMultiWriter } else { Mode::SingleNodeWriter }
+    }
+}
+
 async fn offers(session: &Session) -> Result<Offers> {
     let client = session.client();
     let node =
@@ -152,9 +168,19 @@ async fn offers(session: &Session) -> Result<Offers> {
     })
 }
 
-fn capability(mounted: &Mounted, offers: &Offers) -> csi::VolumeCapability {
-    let mode =
-        if offers.multi_writer { Mode::SingleNodeMultiWriter } else { Mode::SingleNodeWriter };
+/// How the volume is used as a whole.
+fn staging(mounted: &Mounted, offers: &Offers) -> csi::VolumeCapability {
+    capability(mounted, if mounted.reader { Mode::SingleNodeReaderOnly } else { offers.writer() })
+}
+
+/// How it is used at a path. CSI has no mode for several readers on one node, so that they may be
+/// several, they ask for a writer's mode and a read-only path.
+fn publishing(mounted: &Mounted, offers: &Offers) -> csi::VolumeCapability {
+    let alone = mounted.reader && !offers.multi_writer;
+    capability(mounted, if alone { Mode::SingleNodeReaderOnly } else { offers.writer() })
+}
+
+fn capability(mounted: &Mounted, mode: Mode) -> csi::VolumeCapability {
     if mounted.block {
         csi::VolumeCapability::raw_block(mode)
     } else {
@@ -175,49 +201,75 @@ pub(crate) async fn mount(
     let path = std::path::absolute(request.path).map_err(|e| {
         Fault::io(format!("find the current folder for {}", request.path.display()), e)
     })?;
+    let target = Target { path, read_only: request.read_only };
     let folder = Folder::of(session, &volume.volume_id);
-    let mut mounted = match folder.read()? {
-        Some(mounted) if (mounted.block, &mounted.options) != (request.block, &request.options) => {
-            return Err(Fault::conflict(format!(
-                "mount volume {}: it is mounted with other options",
-                volume.volume_id
-            ))
-            .hint("unmount it first, or leave --block and --option as they were"));
-        }
+    let mut found = folder.read()?;
+    if let Some(rest) = found.take_if(|mounted| mounted.targets.is_empty()) {
+        // An unmount that was interrupted, or a mount before its first path: begin anew.
+        release(session, &folder, rest, &[], Refusal::Counts).await?;
+    }
+    let mut mounted = match found {
         Some(mounted) => mounted,
         None => Mounted {
             volume: volume.volume_id,
             block: request.block,
-            options: request.options,
+            reader: request.read_only,
+            options: request.options.clone(),
             context: volume.volume_context,
             publish_context: BTreeMap::new(),
             attached_to: None,
             targets: Vec::new(),
         },
     };
-    let target = Target { path, read_only: request.read_only };
-    match mounted.targets.iter().find(|t| t.path == target.path) {
-        Some(same) if *same != target => {
-            return Err(Fault::conflict(format!(
-                "mount volume {}: it is at {} already, {}",
-                mounted.volume,
-                target.path.display(),
-                if same.read_only { "read-only" } else { "writable" }
-            )));
-        }
-        Some(_) => {}
-        None => mounted.targets.push(target.clone()),
+    let is_new = is_new(&mounted, &target, &request)?;
+    if is_new {
+        mounted.targets.push(target.clone());
     }
-    std::fs::create_dir_all(folder.stage())
-        .map_err(|e| Fault::io(format!("make {}", folder.stage().display()), e))?;
+    folder.make()?;
     folder.write(&mounted)?;
 
     let result = connect(session, &folder, &mut mounted, &target).await;
-    if result.is_err() {
-        // Repeatable calls that take back whatever part was done; the first error is the one to tell.
-        let _ = release(session, &folder, mounted, &[target]).await;
+    match &result {
+        // Not what stood there before this call, and not what still may come to stand.
+        Err(fault) if is_new && fault.kind() != Kind::Deadline => {
+            // The first error is the one to tell.
+            let refusal = if is_uncertain(fault) { Refusal::Counts } else { Refusal::IsNothing };
+            let _ = release(session, &folder, mounted, &[target], refusal).await;
+        }
+        _ => {}
     }
     result
+}
+
+/// Whether the target must be added to what is recorded.
+///
+/// # Errors
+/// `Conflict`, `Precondition` where it does not go together with that.
+fn is_new(mounted: &Mounted, target: &Target, request: &Request<'_>) -> Result<bool> {
+    let volume = &mounted.volume;
+    if (mounted.block, &mounted.options) != (request.block, &request.options) {
+        return Err(Fault::conflict(format!(
+            "mount volume {volume}: it is mounted with other options"
+        ))
+        .hint("unmount it first, or leave --block and --option as they were"));
+    }
+    if let Some(same) = mounted.targets.iter().find(|t| t.path == target.path) {
+        if same == target {
+            return Ok(false);
+        }
+        return Err(Fault::conflict(format!(
+            "mount volume {volume}: it is at {} already, {}",
+            target.path.display(),
+            if same.read_only { "read-only" } else { "writable" }
+        )));
+    }
+    if mounted.reader && !target.read_only {
+        return Err(Fault::precondition(format!(
+            "mount volume {volume}: it was mounted for reading only, and nothing can write to it"
+        ))
+        .hint(format!("larder volume unmount {volume}, or --read-only")));
+    }
+    Ok(true)
 }
 
 async fn connect(
@@ -227,7 +279,7 @@ async fn connect(
     target: &Target,
 ) -> Result<()> {
     let offers = offers(session).await?;
-    let capability = capability(mounted, &offers);
+    let capability = staging(mounted, &offers);
     let client = session.client();
     if offers.attach && mounted.attached_to.is_none() {
         let info = answer(client.node().node_get_info(csi::NodeGetInfoRequest {}).await)?;
@@ -253,7 +305,7 @@ async fn connect(
             volume_id: mounted.volume.clone(),
             publish_context: mounted.publish_context.clone(),
             staging_target_path: staging.clone(),
-            volume_capability: Some(capability.clone()),
+            volume_capability: Some(capability),
             volume_context: mounted.context.clone(),
             ..Default::default()
         };
@@ -266,7 +318,7 @@ async fn connect(
         publish_context: mounted.publish_context.clone(),
         staging_target_path: if offers.stage { staging } else { String::new() },
         target_path: target.path.display().to_string(),
-        volume_capability: Some(capability),
+        volume_capability: Some(publishing(mounted, &offers)),
         readonly: target.read_only,
         volume_context: mounted.context.clone(),
         ..Default::default()
@@ -274,7 +326,8 @@ async fn connect(
     answer(client.node().node_publish_volume(request).await).map(|_| ())
 }
 
-/// Unmounts a volume from `path`, or from everywhere; `volume` may be a path by itself.
+/// Unmounts a volume from `path`, or from everywhere; `volume` may be a path by itself, but only one
+/// that cannot be a name: what a folder of the current directory is called decides nothing.
 ///
 /// # Errors
 /// `NotFound` where nothing was mounted like that.
@@ -282,20 +335,18 @@ pub(crate) async fn unmount(session: &Session, volume: &str, path: Option<&Path>
     let absolute =
         |p: &Path| std::path::absolute(p).map_err(|e| Fault::io("find the current folder", e));
     let all = all(session)?;
-    let here = absolute(Path::new(volume))?;
-    let by_path = all.iter().find(|m| m.targets.iter().any(|t| t.path == here));
-    let (mounted, only) = match (by_path, path) {
-        (Some(mounted), None) => (mounted, Some(here)),
-        (_, path) => {
-            let id = super::names::volume_id(session, volume).await?;
-            let mounted = all.iter().find(|m| m.volume == id).ok_or_else(|| {
-                Fault::not_found(format!(
-                    "unmount {volume}: `larder volume mount` has not mounted it"
-                ))
-                .hint("larder volume ls shows what is mounted where")
-            })?;
-            (mounted, path.map(absolute).transpose()?)
-        }
+    let unknown = || {
+        Fault::not_found(format!("unmount {volume}: `larder volume mount` has not mounted it"))
+            .hint("larder volume ls shows what is mounted where")
+    };
+    let (mounted, only) = if volume.starts_with(['/', '.']) && path.is_none() {
+        let here = absolute(Path::new(volume))?;
+        let is_here = |m: &&Mounted| m.targets.iter().any(|t| t.path == here);
+        (all.iter().find(is_here).ok_or_else(unknown)?, Some(here))
+    } else {
+        let id = super::names::volume_id(session, volume).await?;
+        let mounted = all.iter().find(|m| m.volume == id).ok_or_else(unknown)?;
+        (mounted, path.map(absolute).transpose()?)
     };
     let leaving: Vec<_> = mounted
         .targets
@@ -306,7 +357,22 @@ pub(crate) async fn unmount(session: &Session, volume: &str, path: Option<&Path>
     if leaving.is_empty() && only.is_some() {
         return Err(Fault::not_found(format!("unmount {volume}: it is not mounted there")));
     }
-    release(session, &Folder::of(session, &mounted.volume), mounted.clone(), &leaving).await
+    let folder = Folder::of(session, &mounted.volume);
+    release(session, &folder, mounted.clone(), &leaving, Refusal::Counts).await
+}
+
+/// What it means when the driver refuses to unpublish a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// It is published still.
+    Counts,
+    /// Nothing: it refused to publish there, for the same reason as like as not.
+    IsNothing,
+}
+
+/// Whether a call that failed like this may have had its effect.
+fn is_uncertain(fault: &Fault) -> bool {
+    matches!(fault.kind(), Kind::Aborted | Kind::Unavailable | Kind::Deadline | Kind::Internal)
 }
 
 /// Unpublishes `leaving`; with the last path gone also unstages and detaches.
@@ -315,6 +381,7 @@ async fn release(
     folder: &Folder,
     mut mounted: Mounted,
     leaving: &[Target],
+    refusal: Refusal,
 ) -> Result<()> {
     let client = session.client();
     for target in leaving {
@@ -322,7 +389,12 @@ async fn release(
             volume_id: mounted.volume.clone(),
             target_path: target.path.display().to_string(),
         };
-        answer(client.node().node_unpublish_volume(request).await)?;
+        match answer(client.node().node_unpublish_volume(request).await) {
+            Err(fault) if refusal == Refusal::Counts && !was_never_there(&fault, &target.path) => {
+                return Err(fault);
+            }
+            _ => {}
+        }
         mounted.targets.retain(|t| t != target);
         folder.write(&mounted)?;
     }
@@ -348,6 +420,18 @@ async fn release(
     folder.remove()
 }
 
+/// Whether a driver refuses to unpublish a path at which nothing ever was: it refused to publish there
+/// for the same reason. A path that stayed in the record for it would keep the volume for ever.
+fn was_never_there(fault: &Fault, path: &Path) -> bool {
+    if is_uncertain(fault) {
+        return false;
+    }
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else { return true };
+    // The kernel's table has no symbolic links.
+    let path = std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()).join(name);
+    Host::real().mounts.mounts_at(&path).is_ok_and(|mounts| mounts.is_empty())
+}
+
 /// Grows what is mounted of a volume, after the volume itself grew.
 ///
 /// # Errors
@@ -365,7 +449,7 @@ pub(crate) async fn expand(
         volume_path: target.path.display().to_string(),
         staging_target_path: folder.stage().display().to_string(),
         capacity_range: Some(range),
-        volume_capability: Some(capability(&mounted, &offers(session).await?)),
+        volume_capability: Some(staging(&mounted, &offers(session).await?)),
         ..Default::default()
     };
     let mut node = session.client().node();

@@ -65,32 +65,60 @@ fn native_part(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }
 
-/// A snapshot's id, from `VOLUME@NAME` or an id.
+/// The id of a snapshot that exists, from `VOLUME@NAME` or an id. Looked up and never just composed:
+/// deleting an id that cannot be succeeds, and `db@prod.monday` has the same CSI name as
+/// `db.prod@monday`.
 ///
 /// # Errors
 /// `Invalid`, `NotFound`.
 pub(crate) async fn snapshot_id(session: &Session, text: &str) -> Result<String> {
     if !text.contains('@') && text.contains('/') {
-        return Ok(text.to_owned());
+        return existing_snapshot(session, text.to_owned(), None, text).await;
     }
     let (volume, snapshot) = split_snapshot(text)?;
     if session.is_foreign() {
         return foreign_snapshot(session, volume, snapshot).await;
     }
     let volume = volume_id(session, volume).await?;
-    match volume.split_once('/') {
-        Some((pool, _)) => {
-            let name: RequestedName = snapshot_name(&volume, snapshot).parse()?;
-            Ok(format!("{pool}/{}", name.native()))
-        }
-        None => Ok(snapshot.to_owned()),
-    }
+    let Some((pool, _)) = volume.split_once('/') else { return Err(no_snapshot(text)) };
+    let name: RequestedName = snapshot_name(&volume, snapshot).parse()?;
+    let id = format!("{pool}/{}", name.native());
+    existing_snapshot(session, id, Some(volume), text).await
+}
+
+/// The snapshot with that id, which is one of `source` where that is known.
+async fn existing_snapshot(
+    session: &Session,
+    id: String,
+    source: Option<String>,
+    text: &str,
+) -> Result<String> {
+    let request = csi::ListSnapshotsRequest {
+        snapshot_id: id.clone(),
+        source_volume_id: source.clone().unwrap_or_default(),
+        ..Default::default()
+    };
+    let found = match super::snapshot::all(session, request).await {
+        Ok(found) => found,
+        // A driver that cannot list: what was written must be the id.
+        Err(fault) if fault.kind() == larder_model::Kind::Unsupported => return Ok(id),
+        Err(fault) => return Err(fault),
+    };
+    let is_it = |found: &csi::Snapshot| {
+        found.snapshot_id == id && source.as_ref().is_none_or(|s| *s == found.source_volume_id)
+    };
+    if found.iter().any(is_it) { Ok(id) } else { Err(no_snapshot(text)) }
+}
+
+fn no_snapshot(text: &str) -> Fault {
+    Fault::not_found(format!("find snapshot {text}")).hint("larder snapshot ls shows them")
 }
 
 /// Looks through the snapshots of a driver whose form of ids is not known. A guess would not do:
 /// deleting an id that cannot be succeeds.
 async fn foreign_snapshot(session: &Session, volume: &str, snapshot: &str) -> Result<String> {
-    let snapshots = match super::snapshot::all(session, String::new()).await {
+    let snapshots = match super::snapshot::all(session, csi::ListSnapshotsRequest::default()).await
+    {
         Ok(snapshots) => snapshots,
         // A driver that cannot list: the part after @ must be the id.
         Err(fault) if fault.kind() == larder_model::Kind::Unsupported => {
@@ -98,10 +126,8 @@ async fn foreign_snapshot(session: &Session, volume: &str, snapshot: &str) -> Re
         }
         Err(fault) => return Err(fault),
     };
-    pick_snapshot(snapshots, volume, snapshot).ok_or_else(|| {
-        Fault::not_found(format!("find snapshot {volume}@{snapshot}"))
-            .hint("larder snapshot ls shows them")
-    })
+    pick_snapshot(snapshots, volume, snapshot)
+        .ok_or_else(|| no_snapshot(&format!("{volume}@{snapshot}")))
 }
 
 /// The id of the snapshot that is shown as `VOLUME@SNAPSHOT`, or that is the volume's with that id.

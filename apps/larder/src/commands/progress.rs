@@ -20,17 +20,9 @@ pub(crate) async fn show<T>(
     what: &str,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<tonic::Response<T>, tonic::Status> {
-    let call = tokio::time::timeout(session.timeout(), call);
     tokio::pin!(call);
-    let done = |result: Result<_, tokio::time::error::Elapsed>| match result {
-        Ok(answer) => answer,
-        Err(_) => Err(tonic::Status::deadline_exceeded(format!(
-            "finish {what} in {:?}: the work goes on (hint: repeat the command, or give it more --timeout)",
-            session.timeout()
-        ))),
-    };
     if let Ok(result) = tokio::time::timeout(PATIENCE, &mut call).await {
-        return done(result);
+        return session.in_time(what, result);
     }
     let bar = bar(what);
     let mut ticks = 0u32;
@@ -38,7 +30,7 @@ pub(crate) async fn show<T>(
         tokio::select! {
             result = &mut call => {
                 bar.finish_and_clear();
-                return done(result);
+                return session.in_time(what, result);
             }
             () = tokio::time::sleep(REFRESH) => {}
         }

@@ -112,19 +112,19 @@ async fn list(session: &Session, volume: Option<&str>) -> larder_model::Result<V
         Some(volume) => names::volume_id(session, volume).await?,
         None => String::new(),
     };
-    let found = all(session, source_volume_id).await?;
+    let found = all(session, csi::ListSnapshotsRequest { source_volume_id, ..Default::default() });
+    let found = found.await?;
     Ok(found.into_iter().map(SnapshotRow::from).collect())
 }
 
-/// All snapshots that the driver lists, of one volume where its id is not empty.
+/// All snapshots that the driver lists for that request.
 pub(crate) async fn all(
     session: &Session,
-    source_volume_id: String,
+    request: csi::ListSnapshotsRequest,
 ) -> larder_model::Result<Vec<csi::Snapshot>> {
     let mut controller = session.client().controller();
     let mut found = Vec::new();
-    let mut request =
-        csi::ListSnapshotsRequest { max_entries: 1000, source_volume_id, ..Default::default() };
+    let mut request = csi::ListSnapshotsRequest { max_entries: 1000, ..request };
     loop {
         let page = answer(controller.list_snapshots(request.clone()).await)?;
         found.extend(page.entries.into_iter().filter_map(|e| e.snapshot));
@@ -135,9 +135,13 @@ pub(crate) async fn all(
     }
 }
 
+/// Deletes snapshots that exist; none when one of them does not.
 async fn remove(session: &Session, snapshots: &[String]) -> larder_model::Result<()> {
+    let mut ids = Vec::new();
     for snapshot in snapshots {
-        let snapshot_id = names::snapshot_id(session, snapshot).await?;
+        ids.push(names::snapshot_id(session, snapshot).await?);
+    }
+    for (snapshot, snapshot_id) in snapshots.iter().zip(ids) {
         let request = csi::DeleteSnapshotRequest { snapshot_id, ..Default::default() };
         let mut controller = session.client().controller();
         let call = controller.delete_snapshot(request);

@@ -72,10 +72,9 @@ pub(crate) async fn run(command: cli::Volume) -> Result<()> {
         cli::Volume::Create(flags) => create(flags).await,
         cli::Volume::Ls { target, output } => {
             let session = Session::open(&target).await?;
-            let mounts = mounts::all(&session)?;
-            let rows: Vec<_> = all(&session).await?.into_iter().map(|v| row(v, &mounts)).collect();
+            let rows = list(&session).await;
             session.close().await;
-            output::list(output.output, &rows)
+            output::list(output.output, &rows?)
         }
         cli::Volume::Show { volume, target, output } => {
             let session = Session::open(&target).await?;
@@ -169,15 +168,38 @@ async fn source(session: &Session, text: &str) -> larder_model::Result<csi::Volu
     Ok(csi::VolumeContentSource { r#type: Some(source) })
 }
 
+async fn list(session: &Session) -> larder_model::Result<Vec<VolumeRow>> {
+    let mounts = mounts::all(session)?;
+    let entry = |(volume, condition): (csi::Volume, Option<csi::VolumeCondition>)| VolumeRow {
+        health: condition.map(told).into_iter().collect(),
+        ..row(volume, &mounts)
+    };
+    Ok(entries(session).await?.into_iter().map(entry).collect())
+}
+
+/// A condition as `volume show` tells it.
+fn told(condition: csi::VolumeCondition) -> String {
+    if condition.abnormal { condition.message } else { "ok".to_owned() }
+}
+
 /// Every volume of the driver.
 pub(crate) async fn all(session: &Session) -> larder_model::Result<Vec<csi::Volume>> {
+    Ok(entries(session).await?.into_iter().map(|(volume, _)| volume).collect())
+}
+
+/// The same, with their condition where the driver tells it.
+async fn entries(
+    session: &Session,
+) -> larder_model::Result<Vec<(csi::Volume, Option<csi::VolumeCondition>)>> {
     let mut controller = session.client().controller();
     let mut volumes = Vec::new();
     let mut token = String::new();
     loop {
         let request = csi::ListVolumesRequest { max_entries: 1000, starting_token: token };
         let page = answer(controller.list_volumes(request).await)?;
-        volumes.extend(page.entries.into_iter().filter_map(|e| e.volume));
+        volumes.extend(page.entries.into_iter().filter_map(|entry| {
+            Some((entry.volume?, entry.status.and_then(|status| status.volume_condition)))
+        }));
         token = page.next_token;
         if token.is_empty() {
             return Ok(volumes);
@@ -249,10 +271,14 @@ async fn expand(session: &Session, volume: &str, size: Bytes) -> larder_model::R
     Ok(row(get(session, &id).await?, &mounts::all(session)?))
 }
 
+/// Deletes volumes that exist: CSI answers OK to the deletion of what it never heard of, and a person
+/// who mistyped a name must not be told that it is gone. Nothing is deleted when one is not there.
 async fn remove(session: &Session, volumes: &[String]) -> larder_model::Result<()> {
+    let mounts = mounts::all(session)?;
+    let mut ids = Vec::new();
     for volume in volumes {
         let id = names::volume_id(session, volume).await?;
-        if let Some(mounted) = mounts::all(session)?.into_iter().find(|m| m.volume == id)
+        if let Some(mounted) = mounts.iter().find(|m| m.volume == id)
             && let Some(target) = mounted.targets.first()
         {
             return Err(Fault::precondition(format!(
@@ -261,6 +287,19 @@ async fn remove(session: &Session, volumes: &[String]) -> larder_model::Result<(
             ))
             .hint(format!("larder volume unmount {volume}")));
         }
+        match get(session, &id).await {
+            Ok(_) => {}
+            // A driver that neither lists nor shows: the id has to do.
+            Err(fault) if fault.kind() == larder_model::Kind::Unsupported => {}
+            Err(fault) if fault.kind() == larder_model::Kind::NotFound => {
+                return Err(Fault::not_found(format!("delete volume {id}: there is none"))
+                    .hint("larder volume ls shows the ids"));
+            }
+            Err(fault) => return Err(fault),
+        }
+        ids.push(id);
+    }
+    for id in ids {
         let request = csi::DeleteVolumeRequest { volume_id: id.clone(), ..Default::default() };
         let mut controller = session.client().controller();
         let call = controller.delete_volume(request);

@@ -4,7 +4,7 @@
 //! warnings say what will not be as one might expect.
 
 use super::Settings;
-use crate::backends;
+use crate::{backends, logging};
 use larder_model::PoolName;
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,9 @@ impl fmt::Display for Problem {
     }
 }
 
+/// A service manager has long killed us by then.
+const LONGEST_GRACE: u64 = 24 * 60 * 60;
+
 #[derive(Default)]
 struct Findings(Vec<Problem>);
 
@@ -47,11 +50,12 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
     let mut found = Findings::default();
     absolute(&mut found, "stateDir", &settings.state_dir);
     absolute(&mut found, "kubeletDir", &settings.kubelet_dir);
+    process(&mut found, settings);
     if settings.drivers.is_empty() {
         found.error("drivers", "there is none (hint: name at least one driver)");
     }
     let mut names = BTreeMap::new();
-    let mut endpoints = BTreeMap::new();
+    let mut endpoints: BTreeMap<Option<&Path>, usize> = BTreeMap::new();
     let mut paths: Vec<(String, PathBuf)> = Vec::new();
     for (i, driver) in settings.drivers.iter().enumerate() {
         let at = |key: &str| format!("drivers[{i}].{key}");
@@ -59,10 +63,14 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
             found
                 .error(at("name"), format!("{} is also the name of drivers[{first}]", driver.name));
         }
-        if let Some(first) = endpoints.insert(driver.endpoint.clone(), i) {
+        if let Some(first) = endpoints.insert(driver.endpoint.path().parent(), i) {
             found.error(
                 at("endpoint"),
-                format!("{} is also that of drivers[{first}]", driver.endpoint),
+                format!(
+                    "{} is in the folder of drivers[{first}]'s (hint: give each socket a folder of \
+                     its own: whoever sees the folder can talk to the driver)",
+                    driver.endpoint
+                ),
             );
         }
         if driver.endpoint.path().extension().is_none_or(|e| e != "sock") {
@@ -112,6 +120,40 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
         }
     }
     found.0
+}
+
+/// What is not about one driver.
+fn process(found: &mut Findings, settings: &Settings) {
+    if let Err(fault) = logging::filter(&settings.log.level) {
+        found.error("log.level", fault.to_string());
+    }
+    if settings.shutdown_grace_seconds > LONGEST_GRACE {
+        found.error(
+            "shutdownGraceSeconds",
+            format!("{} is more than a day ({LONGEST_GRACE})", settings.shutdown_grace_seconds),
+        );
+    }
+    let local = |pools: &BTreeMap<_, larder_pool::PoolConfig>| pools.values().any(|p| !p.shared);
+    if settings.drivers.iter().any(|d| local(&d.pools)) && !is_segment(settings.node.as_str()) {
+        found.error(
+            "node",
+            format!(
+                "{:?} cannot be the place of a volume (hint: CSI and Kubernetes take at most 63 \
+                 letters, digits, '-', '_' and '.', with a letter or digit at both ends)",
+                settings.node.as_str()
+            ),
+        );
+    }
+}
+
+/// Whether callers can hand it back as the value of a topology segment.
+fn is_segment(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    text.len() <= 63
+        && text.chars().all(inner)
+        && ends(text.chars().next())
+        && ends(text.chars().next_back())
 }
 
 fn absolute(found: &mut Findings, key: &str, path: &Path) {
@@ -167,7 +209,7 @@ mod tests {
         for wanted in [
             "error: stateDir:",
             "error: drivers[1].name: A is also",
-            "error: drivers[1].endpoint:",
+            "error: drivers[1].endpoint: unix:///run/a.sock is in the folder of drivers[0]'s",
             "error: drivers[1].backend: \"tape\"",
             "error: drivers[1].pools.p.path: /no/p/q overlaps /no/p",
             "error: drivers[1].pools.r:",
@@ -176,6 +218,32 @@ mod tests {
         ] {
             assert!(found.iter().any(|f| f.starts_with(wanted)), "{wanted} is not in {found:#?}");
         }
+    }
+
+    #[test]
+    fn what_serving_would_refuse_or_die_of_is_found_before() {
+        let served = "drivers: [{name: a, backend: loop, endpoint: /run/a/s.sock, pools: {p: {path: /no/p}}}]";
+        let fatal = |yaml: &str| {
+            let found = problems(&format!("{yaml}\n{served}\n"));
+            found.into_iter().filter(|f| f.starts_with("error")).collect::<Vec<_>>()
+        };
+        let long = format!("node: {}", "n".repeat(64));
+        for (yaml, wanted) in [
+            ("log: {level: nonsense=nowhere}", "error: log.level:"),
+            ("shutdownGraceSeconds: 18446744073709551615", "error: shutdownGraceSeconds:"),
+            ("node: two words", "error: node: \"two words\""),
+            ("node: -n", "error: node:"),
+            (&long, "error: node:"),
+        ] {
+            let found = fatal(yaml);
+            assert!(found.len() == 1 && found[0].starts_with(wanted), "{yaml}: {found:#?}");
+        }
+        let good = "node: n-1.example_2\nlog: {level: 'info,larder_csi=debug'}\nshutdownGraceSeconds: 86400";
+        assert_eq!(fatal(good), Vec::<String>::new());
+        // No volume of a shared pool has a place.
+        let shared = "node: two words\ndrivers: [{name: a, backend: dir, endpoint: /run/a/s.sock, \
+                      pools: {p: {path: /no/p, shared: true}}}]\n";
+        assert!(!problems(shared).iter().any(|f| f.starts_with("error: node")));
     }
 
     #[test]

@@ -146,8 +146,19 @@ pub(crate) fn of_serve(flags: &ServeFlags) -> Result<Settings> {
         (None, Some(backend), Some(pool)) => single(backend, pool, flags)?,
         (config, ..) => load(config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_PATH)))?,
     };
-    if let (Some(endpoint), [driver]) = (&flags.endpoint, settings.drivers.as_mut_slice()) {
-        driver.endpoint = endpoint.clone();
+    match (&flags.endpoint, settings.drivers.as_mut_slice()) {
+        (Some(endpoint), [driver]) => driver.endpoint = endpoint.clone(),
+        (Some(endpoint), drivers) => {
+            return Err(Fault::invalid(format!(
+                "serve at {endpoint}: the configuration has {} drivers, and each needs an endpoint \
+                 of its own",
+                drivers.len()
+            ))
+            .hint(
+                "leave --endpoint and $CSI_ENDPOINT out, and set drivers[].endpoint in the file",
+            ));
+        }
+        (None, _) => {}
     }
     if let Some(node) = &flags.node {
         settings.node = node.clone();

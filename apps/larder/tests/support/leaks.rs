@@ -25,8 +25,11 @@ pub(crate) fn find(site: &Path, pool: &Path) -> Vec<String> {
     for folder in ["volumes", "snapshots", "creating", "deleting", ".larder/scratch"] {
         list(&pool.join(folder), &mut found);
     }
-    list(&site.join("state/freezes"), &mut found);
-    list(&site.join(format!("state/{}", super::DRIVER)), &mut found);
+    // Of every driver: freezes, node records, and what `volume mount` noted.
+    for folder in ["state", "mounts"] {
+        let Ok(drivers) = std::fs::read_dir(site.join(folder)) else { continue };
+        drivers.for_each(|driver| list(&driver.unwrap().path(), &mut found));
+    }
     found
 }
 
@@ -35,13 +38,27 @@ fn list(folder: &Path, found: &mut Vec<String>) {
     found.extend(entries.map(|e| format!("file {}", e.unwrap().path().display())));
 }
 
-/// Unmounts whatever is mounted below `site`, innermost first, whatever the test did.
-pub(crate) fn release(site: &Path) {
+/// Unmounts whatever is mounted below `site` and lets go of its loop devices, whatever the test did.
+/// `disk` is the file system that holds the pools; it goes last.
+pub(crate) fn release(site: &Path, disk: u64) {
     let host = Host::real();
+    let mnt = site.join("disk/mnt");
+    unmount_all(&host, |target| target.starts_with(site) && target != mnt);
+    for info in host.loops.list().unwrap_or_default() {
+        // Devices of raw block volumes do not go away by themselves.
+        if info.backing().device == disk {
+            let _ = host.loops.detach(info.number, info.backing());
+        }
+    }
+    unmount_all(&host, |target| target.starts_with(site));
+}
+
+/// Innermost first; there may be several at one place.
+fn unmount_all(host: &Host, wanted: impl Fn(&Path) -> bool) {
     for _ in 0..3 {
         let Ok(table) = host.mounts.table() else { return };
         let mut targets: Vec<_> =
-            table.into_iter().map(|m| m.target).filter(|t| t.starts_with(site)).collect();
+            table.into_iter().map(|m| m.target).filter(|t| wanted(t)).collect();
         if targets.is_empty() {
             return;
         }

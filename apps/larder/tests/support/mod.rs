@@ -8,7 +8,9 @@ pub(crate) mod pool;
 use larder_csi::{Client, Endpoint};
 use larder_proto::csi::{self, volume_capability::access_mode::Mode};
 use pool::Pool;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -20,15 +22,24 @@ pub(crate) const DRIVER: &str = "test.csi.larder.dev";
 pub(crate) struct Site {
     pub(crate) pool: Pool,
     pub(crate) backend: &'static str,
+    pub(crate) driver: String,
     pub(crate) dir: tempfile::TempDir,
+    /// The file system of the pool.
+    disk: u64,
 }
 
 impl Site {
     /// A site of `backend` on a new file system of that kind.
     pub(crate) fn new(backend: &'static str, fs: &str) -> Self {
+        Self::named(DRIVER, backend, fs)
+    }
+
+    /// The same, with a driver of that name.
+    pub(crate) fn named(driver: &str, backend: &'static str, fs: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap();
         let pool = Pool::new(&dir.path().join("disk"), fs);
-        let site = Self { pool, backend, dir };
+        let disk = std::fs::metadata(pool.path().parent().unwrap()).unwrap().dev();
+        let site = Self { pool, backend, driver: driver.to_owned(), dir, disk };
         site.configure(&site.config(), &site.endpoint());
         site
     }
@@ -48,9 +59,10 @@ impl Site {
         // Not ext4: growing it while mounted takes CAP_SYS_RESOURCE, which not every machine gives.
         let fs = if self.backend == "loop" { ", fs: xfs" } else { "" };
         let yaml = format!(
-            "node: n1\nstateDir: {}\ndrivers:\n- name: {DRIVER}\n  backend: {}\n  endpoint: {endpoint}\n  \
+            "node: n1\nstateDir: {}\ndrivers:\n- name: {}\n  backend: {}\n  endpoint: {endpoint}\n  \
              pools:\n    default: {{ path: {}, create: true{fs} }}\n",
             self.path("state").display(),
+            self.driver,
             self.backend,
             self.pool.path().display(),
         );
@@ -91,17 +103,31 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        leaks::release(self.dir.path());
+        leaks::release(self.dir.path(), self.disk);
     }
 }
 
 pub(crate) fn larder(config: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_larder"))
-        .args(arguments)
-        .env("LARDER_CONFIG", config)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    program().args(arguments).env("LARDER_CONFIG", config).output().unwrap()
+}
+
+/// A shell, for what only a shell can be asked.
+pub(crate) fn shell(script: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).stdin(Stdio::null());
+    command
+}
+
+/// The program, with nothing of this process's environment that changes what it does.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    for variable in
+        ["LARDER_CONFIG", "LARDER_DRIVER", "LARDER_LOG", "CSI_ENDPOINT", "NODE_NAME", "NO_COLOR"]
+    {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+    command
 }
 
 /// A running `larder serve`; killed when dropped.
@@ -118,15 +144,14 @@ impl Server {
             .append(true)
             .open(config.with_extension("log"))
             .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_larder"))
-            .args(["serve", "--config"])
-            .arg(config)
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut command = program();
+        command.args(["serve", "--config"]).arg(config).envs(env.iter().copied());
+        Self::run(command.stderr(log), endpoint)
+    }
+
+    /// Starts that command, which serves `endpoint`.
+    pub(crate) fn run(command: &mut Command, endpoint: &Endpoint) -> Self {
+        let child = command.stdout(Stdio::null()).spawn().unwrap();
         Self { child, endpoint: endpoint.clone(), client: Client::connect(endpoint).unwrap() }
     }
 
@@ -136,7 +161,7 @@ impl Server {
 
     /// Waits until it is ready. False: it ended.
     pub(crate) async fn ready(&mut self) -> bool {
-        let until = Instant::now() + Duration::from_secs(30);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
@@ -162,10 +187,16 @@ impl Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
     /// SIGTERM, and waits for the end.
     pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+        self.child.wait().unwrap()
+    }
+    /// Waits for its end without asking for it.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().unwrap()
     }
 }

@@ -146,6 +146,10 @@ where
                     (Ok(_), Some(status)) => name(status.code()),
                 };
                 match status.filter(|s| s.code() != Code::Ok) {
+                    // Callers ask for what a driver may not have; it is no trouble of anybody's.
+                    Some(status) if status.code() == Code::Unimplemented => {
+                        tracing::debug!(code, ?elapsed, message = status.message(), "call failed")
+                    }
                     Some(status) => {
                         tracing::warn!(code, ?elapsed, message = status.message(), "call failed")
                     }
