@@ -12,8 +12,9 @@
 //! whose storage hangs holds up nobody else.
 //!
 //! Shutdown: no new connections and no new operations at once; what runs may finish within the
-//! grace period; the pools are let go when nothing is left, and otherwise kept until the process
-//! ends, because somebody still works in them. Nothing is ever unmounted.
+//! grace period; pools and node records are let go the moment that nothing runs, and otherwise kept
+//! until the process ends, because somebody still works in them; peers have a moment to close their
+//! connections and are then abandoned. Nothing is ever unmounted.
 
 use crate::{
     Client, Endpoint,
@@ -121,6 +122,8 @@ struct Inner {
     /// Sockets and servers.
     servers: TaskTracker,
     stop: CancellationToken,
+    /// Ends the servers although their peers are still there.
+    abandon: CancellationToken,
 }
 
 impl Driver {
@@ -154,7 +157,8 @@ impl Driver {
             .service(services.routes());
         let service = Client::in_process(layered).channel();
         let (servers, stop) = (TaskTracker::new(), CancellationToken::new());
-        Self(Arc::new(Inner { services, service, observe, calls, servers, stop }))
+        let abandon = CancellationToken::new();
+        Self(Arc::new(Inner { services, service, observe, calls, servers, stop, abandon }))
     }
 
     /// Its name.
@@ -218,10 +222,11 @@ impl Driver {
     }
 
     async fn serve(&self, endpoint: &Endpoint, service: Channel) -> Result<()> {
-        let Inner { servers, stop, .. } = &*self.0;
+        let Inner { servers, stop, abandon, .. } = &*self.0;
         let socket = Socket::bind_when_free(endpoint, stop).await?;
         let (out, connections) = mpsc::channel(CONNECTIONS);
-        servers.spawn(socket.accept(endpoint.clone(), out, stop.clone()));
+        let accept = socket.accept(endpoint.clone(), out, stop.clone());
+        servers.spawn(abandon.clone().run_until_cancelled_owned(accept));
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS)
             .serve_with_incoming_shutdown(
@@ -230,11 +235,11 @@ impl Driver {
                 stop.clone().cancelled_owned(),
             );
         let (name, endpoint) = (self.name().clone(), endpoint.clone());
-        servers.spawn(async move {
+        servers.spawn(abandon.clone().run_until_cancelled_owned(async move {
             if let Err(error) = server.await {
                 tracing::error!(driver = %name, %endpoint, %error, "the server has ended");
             }
-        });
+        }));
         Ok(())
     }
 
@@ -262,22 +267,30 @@ impl Driver {
     /// `grace`: they go on until the process ends, and their next equal calls complete them.
     #[must_use = "what is still busy must be named"]
     pub async fn shutdown(&self, grace: Duration) -> Vec<Running> {
-        let Inner { services, calls, servers, stop, .. } = &*self.0;
+        let Inner { services, calls, servers, stop, abandon, .. } = &*self.0;
         let end = Instant::now() + grace;
         let left = || end.saturating_duration_since(Instant::now());
         services.gate.set(State::Stopping);
         stop.cancel();
         servers.close();
         calls.close();
-        let busy = services.control.claims().drain(grace).await;
-        let idle = tokio::time::timeout(left(), calls.wait()).await.is_ok();
-        // Answers are on their way to those who waited. A peer that does not even answer the
-        // server's goodbye (stopped, or no gRPC at all) is not waited for.
-        let _ = tokio::time::timeout(left().min(GOODBYE), servers.wait()).await;
+        let mut busy = services.control.claims().drain(grace).await;
+        let quiet = tokio::time::timeout(left(), calls.wait()).await.is_ok();
         services.gate.set(State::Stopped);
+        // Who came through the gate at the last moment is waited for, too.
+        let idle = quiet && tokio::time::timeout(left(), calls.wait()).await.is_ok();
+        // A successor waits for the pools and the records, not for our peers to say goodbye.
         if busy.is_empty() && idle {
-            return services.control.stop(Duration::ZERO).await;
+            busy = services.control.stop(Duration::ZERO).await;
+            if let Some(node) = services.node.as_ref().filter(|_| busy.is_empty()) {
+                node.stop();
+            }
         }
+        // Answers are on their way to those who waited. A peer that does not even answer the
+        // server's goodbye (stopped, or no gRPC at all), or does not read its stream, is not
+        // waited for.
+        let _ = tokio::time::timeout(left().min(GOODBYE), servers.wait()).await;
+        abandon.cancel();
         for operation in &busy {
             tracing::warn!(driver = %self.name(), %operation, "still busy at the end of the grace period");
         }

@@ -44,6 +44,7 @@ use larder_model::{Cx, Fault, Handle, Native, Result, SnapshotId, VolumeId};
 use serde::Serialize;
 use std::{
     any::{Any, TypeId},
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
     fmt,
     future::Future,
@@ -58,6 +59,20 @@ use tracing::Instrument;
 tokio::task_local! {
     /// Set within the work of an operation.
     static WITHIN: ();
+    /// What a call holds so that not too many work at a time.
+    static PLACE: RefCell<Option<Box<dyn Any + Send>>>;
+}
+
+/// Runs a call that holds `place` among those that are worked on. It belongs to the work: an operation
+/// that the call begins takes it over and gives it up when it ends, whoever still waits; a call that
+/// joins a running operation gives it up at once, because that has its own. So one operation that
+/// hangs takes one place, however often it is asked for again.
+pub async fn holding<F: Future>(place: impl Any + Send, call: F) -> F::Output {
+    PLACE.scope(RefCell::new(Some(Box::new(place))), call).await
+}
+
+fn take_place() -> Option<Box<dyn Any + Send>> {
+    PLACE.try_with(RefCell::take).ok().flatten()
 }
 
 /// What can be claimed.
@@ -273,11 +288,16 @@ impl Claims {
     {
         let what = format!("{} {}", operation.name, operation.object());
         let mut answer = match self.turn(operation, TypeId::of::<T>(), cx)? {
-            Turn::Join(answer) => answer,
+            Turn::Join(answer) => {
+                drop(take_place());
+                answer
+            }
             Turn::Begin(claim, answer) => {
+                let place = take_place();
                 let work = async move {
                     let work = WITHIN.scope((), AssertUnwindSafe(work).catch_unwind());
                     let outcome = work.await;
+                    drop(place);
                     claim.settle(match outcome {
                         Ok(Ok(value)) => Ok(Arc::new(value)),
                         Ok(Err(fault)) => Err(fault),

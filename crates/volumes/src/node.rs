@@ -24,6 +24,7 @@
 //! - **A device is let go only when nobody uses it**, in any mount namespace; lazy unmounting is for
 //!   network file systems only.
 //! - **A running workload is never disturbed** by a start, a stop or a crash of this process.
+//! - **One process at a time** works with the records ([`owner`]).
 //! - **Volumes do not wait for each other**: there is one claim per volume and no common lock.
 
 mod executor;
@@ -33,6 +34,7 @@ mod format;
 mod health;
 mod identify;
 mod inline;
+mod owner;
 mod plan;
 mod publish;
 mod record;
@@ -107,7 +109,8 @@ impl NodeEngine {
     pub fn new(backend: Arc<dyn Backend>, host: Host, config: NodeConfig, claims: Claims) -> Self {
         let directory = config.state_dir.join(config.driver.as_str());
         let store = record::Store::new(directory, config.boot_id);
-        let executor = Executor { backend, host, store, inline: OnceLock::new() };
+        let (inline, owner) = (OnceLock::new(), owner::Owner::default());
+        let executor = Executor { backend, host, store, inline, owner };
         Self(Arc::new(Inner { executor: Arc::new(executor), claims, node: config.node }))
     }
 
@@ -117,14 +120,22 @@ impl NodeEngine {
         let _ = self.0.executor.inline.set(maker);
     }
 
-    /// Looks through the records and mends what a killed process or a reboot left half-done. Called
-    /// once, after the backend has started and before anything else; what cannot be mended is told
-    /// and does not fail the start. Live mounts are not touched.
+    /// Takes the records, waiting for another process that works with them to let go, looks through
+    /// them and mends what a killed process or a reboot left half-done. Called once, after the backend
+    /// has started and before anything else; what cannot be mended is told and does not fail the
+    /// start. Live mounts are not touched.
     ///
     /// # Errors
     /// Only when the records' directory cannot be read.
     pub async fn recover(&self, cx: &Cx) -> Result<Recovered> {
+        self.0.executor.take_records().await?;
         self.0.executor.clone().recover(cx).await
+    }
+
+    /// Lets go of the records. Called when nothing runs any more; no other method is called
+    /// afterwards. Never unmounts.
+    pub fn stop(&self) {
+        self.0.executor.owner.leave();
     }
 
     /// What NodeGetCapabilities announces. Cheap: kubelet asks several times per operation.

@@ -5,7 +5,9 @@
 //! repeat with back-off. (RESOURCE_EXHAUSTED would make a provisioner move the volume elsewhere.)
 //!
 //! The place travels with the request and is held by the work, not by the caller: one who gives up
-//! and asks again does not get a second place for the same work.
+//! and asks again does not get a second place for the same work, and one who joins an operation that
+//! runs already gives its place up (see `larder_volumes::claims::holding`). An operation that hangs
+//! takes one place and not, repeat by repeat, all of them.
 //!
 //! Calls that ask who the driver is, whether it lives and what it is doing need no place: a busy
 //! driver must not be taken for a dead one.

@@ -64,11 +64,7 @@ where
         let mut ready = std::mem::replace(&mut self.inner, clone);
         let span = tracing::Span::current();
         let place = request.extensions_mut().remove::<Place>();
-        let work = async move {
-            let answer = ready.call(request).await;
-            drop(place);
-            answer
-        };
+        let work = larder_volumes::claims::holding(place, async move { ready.call(request).await });
         let work = self.layer.tracker.spawn(work.instrument(span));
         Box::pin(async move {
             match tokio::time::timeout(deadline, work).await {

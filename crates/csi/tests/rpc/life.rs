@@ -86,6 +86,26 @@ async fn shutdown_waits_for_what_runs_and_answers_it() {
     assert_eq!(late.code(), Code::Unavailable);
 }
 
+/// A successor waits for the pools; who is connected to us and says nothing must not hold them.
+#[tokio::test]
+async fn the_pools_are_let_go_before_peers_have_gone() {
+    let rig = Rig::ready(Memory::default()).await;
+    let client = rig.remote().await;
+    client.identity().probe(csi::ProbeRequest {}).await.unwrap();
+    let _silent = tokio::net::UnixStream::connect(rig.endpoint().path()).await.unwrap();
+    let driver = rig.driver.clone();
+    let begun = std::time::Instant::now();
+    let mut ending = tokio::task::JoinSet::new();
+    ending.spawn(async move { driver.shutdown(LONG).await });
+    while rig.backend.calls("stop") == 0 {
+        assert!(begun.elapsed() < Duration::from_millis(800), "the pools are held");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!ending.is_empty(), "the peer is waited for: this test proves something");
+    let busy = ending.join_next().await.unwrap().unwrap();
+    assert!(busy.is_empty() && begun.elapsed() < Duration::from_secs(3), "{busy:?}");
+}
+
 #[tokio::test]
 async fn shutdown_names_what_is_still_busy_and_keeps_its_pools() {
     let rig = Rig::ready(Memory::default()).await;

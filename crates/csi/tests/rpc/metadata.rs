@@ -52,6 +52,18 @@ async fn allocated(
     Ok(answer.into_inner())
 }
 
+#[tokio::test]
+async fn a_stream_that_nobody_reads_holds_up_no_shutdown() {
+    let rig = written(1 << 16).await;
+    let client = rig.remote().await;
+    let mut stream = allocated(&client, 0, 1).await.unwrap();
+    stream.message().await.unwrap().unwrap();
+    let begun = std::time::Instant::now();
+    let busy = rig.driver.shutdown(Duration::from_secs(30)).await;
+    assert!(busy.is_empty() && rig.backend.calls("stop") == 1, "{busy:?}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
 /// The messages until the stream ends, and how it ended.
 async fn read(
     mut stream: Streaming<csi::GetMetadataAllocatedResponse>,

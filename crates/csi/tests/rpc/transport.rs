@@ -47,6 +47,38 @@ async fn work_goes_on_when_its_caller_has_gone_and_an_equal_call_gets_its_answer
 }
 
 #[tokio::test]
+async fn an_operation_that_hangs_takes_one_place_however_often_it_is_asked_for() {
+    let rig = Rig::with(Memory::default(), larder_host::fake::FakeKernel::new(), |settings| {
+        settings.limits = larder_csi::Limits { running: 2, waiting: 1, ..Default::default() };
+    });
+    let rig = rig.started().await;
+    let gate = Arc::new(Semaphore::new(0));
+    rig.backend.inject("ensure_volume", Inject::Hold(gate.clone()));
+    let client = rig.remote().await;
+    let mut hung = JoinSet::new();
+    for n in 0..10 {
+        let mut controller = client.controller();
+        hung.spawn(async move {
+            let mut request = tonic::Request::new(create("hung"));
+            if n % 2 == 1 {
+                request.set_timeout(Duration::from_millis(50));
+            }
+            controller.create_volume(request).await
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.controller().create_volume(create("other")).await.unwrap();
+    gate.add_permits(1);
+    let answers = hung.join_all().await;
+    // All that had no deadline, and perhaps one whose deadline has not passed yet.
+    assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= 5, "{answers:?}");
+    // And it is given back with the end of the operation.
+    for name in ["a", "b", "c"] {
+        client.controller().create_volume(create(name)).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_deadline_is_told_as_such_and_what_to_do() {
     let rig = Rig::ready(Memory::default()).await;
     rig.backend.inject("list_volumes", Inject::Sleep(LONG));

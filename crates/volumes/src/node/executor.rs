@@ -3,6 +3,7 @@
 use super::{
     InlineVolumes,
     flags::Flags,
+    owner::Owner,
     plan::Seen,
     record::{Publication, Record, Root, Shows, Staged, Store},
     sight::{self, Place},
@@ -25,6 +26,7 @@ pub(super) struct Executor {
     pub(super) host: Host,
     pub(super) store: Store,
     pub(super) inline: OnceLock<Arc<dyn InlineVolumes>>,
+    pub(super) owner: Owner,
 }
 
 /// A capability, checked against what the backend can do.

@@ -460,6 +460,11 @@ impl Store {
         Ok(())
     }
 
+    /// What a process holds while it works with the records.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.directory.join(".lock")
+    }
+
     /// Where the inline volume `volume` is staged, out of sight of workloads.
     pub(super) fn private_staging(&self, volume: &str) -> PathBuf {
         self.directory.join("inline").join(volume_digest(volume))

@@ -30,6 +30,30 @@ async fn equal_calls_join_and_end_the_same() {
     }
 }
 
+/// To a newcomer a staging that is under way looks like one that was cut: it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_successor_leaves_the_records_alone_until_its_predecessor_has_stopped() {
+    let world = World::new(On::Fake);
+    world.volume("image");
+    world.engine.recover(&Cx::new()).await.unwrap();
+    // Cut in its middle is what a staging looks like while it is under way.
+    let plan = larder_model::cx::crash::CrashAt::step(6);
+    assert!(world.stage_with("image", mount(), &plan.cx()).await.unwrap_err().is_simulated_crash());
+    let before = world.records();
+    assert!(before["default/image"].contains("staging"), "{before:?}");
+
+    let next = world.successor();
+    let patience = std::time::Duration::from_millis(300);
+    assert!(tokio::time::timeout(patience, next.recover(&Cx::new())).await.is_err());
+    assert_eq!(world.records(), before);
+    // Again is no harm, for its holder.
+    world.engine.stop();
+    let told = next.recover(&Cx::new()).await.unwrap();
+    assert_eq!((told.mended.len(), told.left.len()), (1, 0), "{told:?}");
+    next.recover(&Cx::new()).await.unwrap();
+    assert_eq!(world.records(), Default::default());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn different_calls_for_one_volume_are_aborted_and_all_end_well_in_the_end() {
     for on in [On::Fake, On::Real] {

@@ -67,6 +67,8 @@ impl World {
 
     /// The next process on the same machine.
     pub(crate) fn restart(&mut self) {
+        // Nor has it locks.
+        self.engine.stop();
         // A dead process has no descriptors. This one lives on, and a program that another test
         // starts has copies of them until its `exec`.
         for _ in 0..500 {
@@ -82,6 +84,11 @@ impl World {
             std::thread::park_timeout(std::time::Duration::from_millis(10));
         }
         self.engine = engine(&self.backend, &self.host, self.state.path(), &self.boot);
+    }
+
+    /// The next process on the same machine, while this one still works.
+    pub(crate) fn successor(&self) -> NodeEngine {
+        engine(&self.backend, &self.host, self.state.path(), &self.boot)
     }
 
     /// The machine goes down and comes up again (fake kernel).
@@ -306,7 +313,7 @@ impl World {
         let Ok(entries) = fs::read_dir(dir) else { return };
         let mut entries: Vec<_> = entries.map(|e| e.unwrap().path()).collect();
         entries.sort();
-        for path in entries {
+        for path in entries.into_iter().filter(|path| !path.ends_with(".lock")) {
             into.push(self.relative(&path.display().to_string()));
             if path.is_dir() && !self.host.mounts.is_mount_point(&path).unwrap() {
                 self.list(&path, into);
