@@ -7,6 +7,7 @@
 //! sanity  the official CSI conformance suite against a served pool
 //! vm      one command in a throw-away Debian machine
 //! demo    build Larder and show it
+//! bench   build Larder and measure it
 //! ```
 //! A command that lacks something installs it as root, else names what to run.
 
@@ -17,6 +18,7 @@
     reason = "developer CLI: runs cargo and friends and prints; there is no runtime to block"
 )]
 
+mod bench;
 mod check;
 mod demo;
 mod proc;
@@ -54,6 +56,8 @@ enum Command {
     Sanity(sanity::Args),
     /// Build Larder and run its demo
     Demo(demo::Args),
+    /// Build Larder and measure it against its targets
+    Bench(bench::Args),
     /// Run one command in a throw-away Debian virtual machine
     Vm(vm::Args),
 }
@@ -76,6 +80,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Sanity(args) => sanity::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Vm(args) => vm::run(args),
     }
 }

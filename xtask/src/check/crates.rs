@@ -34,6 +34,7 @@ const RULES: &[Rule] = &[
     Rule { name: "larder",         ours: &["larder-model", "larder-host", "larder-proto", "larder-pool", "larder-volumes", "larder-csi", "larder-backend-*"], never: &[] },
     // Tools and tests may use anything.
     Rule { name: "larder-needs",        ours: &[], never: &[] },
+    Rule { name: "larder-bench",        ours: &["larder-proto"], never: &[] },
     Rule { name: "larder-vm",           ours: &["larder-needs"], never: &[] },
     Rule { name: "xtask",               ours: &["larder-needs", "larder-vm"], never: &[] },
 ];

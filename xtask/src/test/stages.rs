@@ -58,6 +58,7 @@ pub(crate) const TABLE: &[Line] = &[
     line("unit",   HOST,     ROOT, 20, Always, NO_ENV, Cargo("test --workspace --exclude larder --no-fail-fast")),
     line("system", HOST,     ROOT, 15, Always, NO_ENV, Cargo("test --package larder --no-fail-fast")),
     line("demo",   HOST,     ROOT,  5, Always, NO_ENV, Cargo("run --package larder -- demo")),
+    line("bench",  HOST,     ROOT,  5, Always, NO_ENV, Xtask("bench --dev --quick")),
     line("sanity dir mount",  &[Build, Sanity], ROOT, 5, Always, NO_ENV, Xtask("sanity --backend dir --access mount")),
     line("sanity loop mount", &[Build, Sanity], ROOT, 5, Always, NO_ENV, Xtask("sanity --backend loop --access mount")),
     line("sanity loop block", &[Build, Sanity], ROOT, 5, Always, NO_ENV, Xtask("sanity --backend loop --access block")),
