@@ -4,7 +4,8 @@
 mod support;
 
 use larder_host::{
-    HelperProgram, LoopRequest, command::Command, fake::FakeKernel, freeze::Freezer, image,
+    BindRequest, HelperProgram, LoopRequest, command::Command, fake::FakeKernel, freeze::Freezer,
+    image, lock::FileLock,
 };
 use larder_model::{Bytes, FsType, Kind};
 use std::{
@@ -274,6 +275,104 @@ fn when_both_are_killed_the_next_start_thaws() {
     writer.recv_timeout(LONG).unwrap();
     assert_eq!(records(&scratch), 0);
     assert_eq!(freezer(&scratch).recover().unwrap(), Vec::<PathBuf>::new());
+}
+
+/// Leaves `target` frozen, with a record and nobody who would thaw it.
+fn leave_frozen(scratch: &Scratch, target: &Path) {
+    let _ = fs::remove_file(scratch.path().join("ready"));
+    let mut child = freeze_in_a_process(scratch, target);
+    let watchdogs = watchdogs(scratch);
+    assert_eq!(watchdogs.len(), 1);
+    kill(watchdogs[0]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn hide(scratch: &Scratch, target: &Path) {
+    // Mounts are never stacked by the host crate itself.
+    let mount = ["-t", "tmpfs", "none", target.to_str().unwrap()];
+    Command::new("mount").args(mount).run().unwrap();
+    assert!(scratch.host.mounts.mounts_at(target).unwrap().len() == 2);
+}
+
+#[test]
+fn what_is_hidden_where_it_was_frozen_is_thawed_through_another_mount() {
+    for fs_type in [FsType::Ext4, FsType::Btrfs] {
+        let scratch = Scratch::new();
+        let (_, target) = scratch.mounted("m", fs_type, Bytes::mib(256));
+        let other = scratch.dir("other");
+        let (source, place) = (target.clone(), other.clone());
+        let bind = BindRequest { source, target: place, ..BindRequest::default() };
+        scratch.host.mounts.bind(&bind).unwrap();
+        let _thaw = ThawAtEnd(&other);
+        leave_frozen(&scratch, &target);
+        hide(&scratch, &target);
+        let writer = write_in_background(&other);
+        assert!(writer.recv_timeout(Duration::from_millis(300)).is_err());
+        assert_eq!(freezer(&scratch).recover().unwrap().len(), 1, "{fs_type}");
+        writer.recv_timeout(LONG).unwrap();
+        assert_eq!(records(&scratch), 0);
+    }
+}
+
+#[test]
+fn the_record_of_what_cannot_be_reached_stays_until_it_can() {
+    let scratch = Scratch::new();
+    let (device, target) = scratch.mounted("m", FsType::Ext4, Bytes::mib(64));
+    leave_frozen(&scratch, &target);
+    hide(&scratch, &target);
+    // Another test's mount namespace may hold a copy of the mount: then it is thawed through that.
+    let thawed = freezer(&scratch).recover().unwrap();
+    assert_eq!(records(&scratch), usize::from(thawed.is_empty()));
+    scratch.unmount(&target);
+    let again = freezer(&scratch).recover().unwrap();
+    assert_eq!(thawed.len() + again.len(), 1, "it was thawed once");
+    assert_eq!(records(&scratch), 0);
+    write_in_background(&target).recv_timeout(LONG).unwrap();
+
+    // Unmounted while it was frozen: the kernel keeps it, and its device.
+    leave_frozen(&scratch, &target);
+    scratch.host.mounts.unmount(&target, larder_host::Unmount::Lazy).unwrap();
+    let thawed = freezer(&scratch).recover().unwrap();
+    assert_eq!(records(&scratch), usize::from(thawed.is_empty()));
+    scratch.mount(&device, FsType::Ext4, &target, &[]);
+    freezer(&scratch).recover().unwrap();
+    assert_eq!(records(&scratch), 0);
+    write_in_background(&target).recv_timeout(LONG).unwrap();
+
+    // What is really gone leaves no record.
+    leave_frozen(&scratch, &target);
+    Command::new("fsfreeze").arg("--unfreeze").arg(&target).run().unwrap();
+    scratch.unmount(&target);
+    freezer(&scratch).recover().unwrap();
+    assert_eq!(records(&scratch), 0);
+}
+
+#[test]
+fn a_record_stays_locked_until_a_start_is_done_with_it() {
+    let scratch = Scratch::new();
+    let dead = scratch.dir("dead");
+    let server = scratch.mount_dead(&dead);
+    let record = format!(
+        r#"{{"version":1,"boot":"{}","pid":1,"until":0,
+            "mounts":[{{"target":"{}","major":7,"minor":99999}}]}}"#,
+        larder_host::boot_id(),
+        dead.join("mount").display()
+    );
+    let path = scratch.dir("records").join("1-1-0.freeze.json");
+    fs::write(&path, record).unwrap();
+    let recovering = freezer(&scratch);
+    let start = std::thread::spawn(move || recovering.recover());
+    // It stands still on its way to the mount.
+    let (_never, wait) = mpsc::channel::<()>();
+    let _ = wait.recv_timeout(Duration::from_secs(1));
+    assert!(!start.is_finished());
+    for _ in 0..20 {
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none(), "a watchdog could freeze now");
+    }
+    drop(server);
+    assert_eq!(start.join().unwrap().unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(records(&scratch), 0);
 }
 
 #[test]

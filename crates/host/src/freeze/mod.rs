@@ -105,7 +105,8 @@ impl Freezer {
 
     /// Thaws every recorded freeze that a killed process left; returns the mount points. Called at
     /// start-up, before anything else is frozen. A watchdog that is still at work is waited for: it
-    /// thaws at once when its process is gone, and otherwise by its deadline.
+    /// thaws at once when its process is gone, and otherwise by its deadline. The record of what may
+    /// be frozen and cannot be reached stays.
     ///
     /// # Errors
     /// See [`Fault::io`]. A record that cannot be read is an error too: what it stood for may be

@@ -1,11 +1,17 @@
 //! Records of freezes, and what a start-up does with them.
 
 use super::{Place, open, sys};
-use crate::{durable, lock::FileLock, mounts::DeviceId, sys::io_fault};
+use crate::{
+    durable,
+    lock::FileLock,
+    mounts::{DeviceId, users},
+    sys::io_fault,
+};
 use larder_model::{Fault, Kind, Result};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
@@ -119,43 +125,107 @@ pub(super) fn recover(dir: &Path) -> Result<Vec<PathBuf>> {
 
 fn recover_one(path: &Path, thawed: &mut Vec<PathBuf>) -> Result<()> {
     let Some(record) = Record::read(path)? else { return Ok(()) };
-    if record.boot == crate::boot_id() {
-        wait_for_watchdog(path, &record)?;
-        if !path.exists() {
-            // It has thawed and told so by removing the record.
-            thawed.extend(record.mounts.into_iter().map(|m| m.target));
-            return Ok(());
-        }
-        for place in record.open_mounts() {
-            match sys::thaw(&place.directory) {
-                Ok(()) => thawed.push(place.path),
-                Err(Errno::INVAL) => {}
-                Err(e) => return Err(io_fault(format!("thaw {}", place.path.display()), e)),
+    if record.boot != crate::boot_id() {
+        return durable::remove_file(path);
+    }
+    // Held to the end: whoever has written this record just now must not get its watchdog to freeze
+    // between our look and our thaw.
+    let _lock = wait_for_watchdog(path, &record)?;
+    if !path.exists() {
+        // It has thawed and told so by removing the record.
+        thawed.extend(record.mounts.into_iter().map(|m| m.target));
+        return Ok(());
+    }
+    let mut stays = false;
+    for mount in &record.mounts {
+        let place = match reach(mount)? {
+            Reached::At(place) => place,
+            Reached::Gone => continue,
+            Reached::Not(why) => {
+                stays = true;
+                tracing::warn!(
+                    record = %path.display(),
+                    "{} may still be frozen, and {why}; the record stays and the next start tries \
+                     again (hint: unmount what hides it, or run fsfreeze --unfreeze on it)",
+                    mount.target.display()
+                );
+                continue;
             }
+        };
+        match sys::thaw(&place.directory) {
+            Ok(()) => thawed.push(place.path),
+            Err(Errno::INVAL) => {}
+            Err(e) => return Err(io_fault(format!("thaw {}", place.path.display()), e)),
         }
     }
-    durable::remove_file(path)
+    if stays { Ok(()) } else { durable::remove_file(path) }
 }
 
-/// The watchdog locks its record as long as it lives.
-fn wait_for_watchdog(path: &Path, record: &Record) -> Result<()> {
+/// How a file system that may be frozen can be got at.
+enum Reached {
+    At(Place),
+    /// Nobody has it any more, and a frozen one cannot go.
+    Gone,
+    /// It is there and cannot be reached, for this reason.
+    Not(String),
+}
+
+/// Where it was mounted, or anywhere else on the machine: the path may be that of a process that has
+/// ended, or hidden by another mount.
+fn reach(mount: &Recorded) -> Result<Reached> {
+    let device = DeviceId { major: mount.major, minor: mount.minor };
+    let at = |path: &Path| open(path).ok().filter(|place| place.device == device);
+    if let Some(place) = at(&mount.target) {
+        return Ok(Reached::At(place));
+    }
+    let mut listed = None;
+    let mut namespaces = BTreeSet::new();
+    for pid in users::processes()? {
+        let Some((namespace, table)) = users::mounts_of(pid, &mut namespaces)? else { continue };
+        for entry in table.into_iter().filter(|entry| entry.device == device) {
+            let inside = entry.target.strip_prefix("/").unwrap_or(&entry.target);
+            let path = PathBuf::from(format!("/proc/{pid}/root")).join(inside);
+            if let Some(place) = at(&path) {
+                return Ok(Reached::At(place));
+            }
+            listed = Some(entry.target);
+            // Another process in it may lead there, when this one ends just now.
+            namespaces.remove(&namespace);
+        }
+    }
+    if let Some(target) = listed {
+        return Ok(Reached::Not(format!("its mount at {} cannot be reached", target.display())));
+    }
+    // A frozen file system keeps its device also when the last mount of it is gone.
+    if device.major == 0 {
+        return Ok(Reached::Not("it is on no mount that can be seen".to_owned()));
+    }
+    let users = users::of_device(device)?;
+    Ok(users.first().map_or(Reached::Gone, |user| {
+        Reached::Not(format!("it is on no mount that can be seen, but in use: {user}"))
+    }))
+}
+
+/// The watchdog locks its record as long as it lives; afterwards the lock is the caller's. None: there
+/// is no record any more, or the watchdog hangs.
+fn wait_for_watchdog(path: &Path, record: &Record) -> Result<Option<FileLock>> {
     let left = Duration::from_millis(record.until.saturating_sub(now()));
     // A clock that was set back must not make us wait for hours.
     let end = Instant::now() + left.min(Duration::from_secs(600)) + GRACE;
     loop {
         match std::fs::File::open(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Fault::io(format!("read {}", path.display()), e)),
             Ok(_) => {}
         }
         match FileLock::try_existing(path) {
-            Ok(Some(_)) => return Ok(()),
+            Ok(Some(lock)) => return Ok(Some(lock)),
             Ok(None) if Instant::now() >= end => {
                 tracing::warn!(record = %path.display(), "the watchdog of a freeze hangs; thawing");
-                return Ok(());
+                return Ok(None);
             }
             Ok(None) => crate::sys::sleep(Duration::from_millis(20)),
-            Err(fault) if fault.kind() == Kind::NotFound => return Ok(()),
+            Err(fault) if fault.kind() == Kind::NotFound => return Ok(None),
             Err(fault) => return Err(fault),
         }
     }

@@ -55,6 +55,11 @@ impl Watchdog {
             let what = "start the watchdog of a freeze";
             return Err(match ready {
                 Err(fault) => fault.during(what),
+                // The start of another process looks through the records just now.
+                Ok(Some(line)) if line == "not ready" => Fault::unavailable(format!(
+                    "{what}: its record is locked, or the mount is gone"
+                ))
+                .hint("nothing was frozen; try again"),
                 Ok(answer) => Fault::internal(format!("{what}: it answered {answer:?}"))
                     .hint("nothing was frozen"),
             });

@@ -86,7 +86,7 @@ fn mounts(
 
 /// The mount namespace of a process and its table; None when it is in `seen` already (otherwise it
 /// is added) or the process has ended.
-pub(super) fn mounts_of(
+pub(crate) fn mounts_of(
     pid: u32,
     seen: &mut BTreeSet<u64>,
 ) -> Result<Option<(u64, Vec<MountEntry>)>> {
