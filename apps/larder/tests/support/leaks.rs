@@ -35,7 +35,9 @@ pub(crate) fn find(site: &Path, pool: &Path) -> Vec<String> {
 
 fn list(folder: &Path, found: &mut Vec<String>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
-    found.extend(entries.map(|e| format!("file {}", e.unwrap().path().display())));
+    // The lock of the node records stays in place, as lock files do.
+    let paths = entries.map(|e| e.unwrap().path()).filter(|path| !path.ends_with(".lock"));
+    found.extend(paths.map(|path| format!("file {}", path.display())));
 }
 
 /// Unmounts whatever is mounted below `site` and lets go of its loop devices, whatever the test did.
