@@ -54,7 +54,15 @@ fn directory(pool: &Pool, data: &Path, mounts: beneath::Mounts) -> Result<()> {
     let relative = data
         .strip_prefix(pool.path())
         .map_err(|_| Fault::internal(format!("find {} in its pool", data.display())))?;
-    beneath::directory(pool.path(), relative, mounts).map(drop)
+    beneath::directory(pool.path(), relative, mounts).map(drop).map_err(|fault| {
+        match fault.kind() {
+            // Its record exists, so the volume does; "not found" would say that it does not.
+            Kind::NotFound => fault
+                .with_kind(Kind::Corrupt)
+                .hint("put the directory back, or restore the volume from a snapshot or backup"),
+            _ => fault,
+        }
+    })
 }
 
 /// The size that an administrator's directory is held to; zero: none.

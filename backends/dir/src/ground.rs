@@ -7,7 +7,7 @@ use larder_host::{
     DeviceId, Host, btrfs, copy,
     quota::{self, Enforcement},
 };
-use larder_model::{Fault, PoolName, Result};
+use larder_model::{Fault, Kind, PoolName, Result};
 use larder_pool::{Pool, PoolConfig, PoolTraits};
 use std::{
     fmt,
@@ -54,7 +54,8 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Finds out.
-    pub(crate) fn look(host: &Host, path: &Path) -> Result<Self> {
+    pub(crate) fn look(host: &Host, config: &PoolConfig) -> Result<Self> {
+        let path = &config.path;
         let (fs, device) = file_system_of(host, path)?;
         let sizes = match quota::detect(path)? {
             Enforcement::Project => Sizes::Project,
@@ -64,12 +65,19 @@ impl Ground {
         let copies = if btrfs::is_btrfs(path)? {
             Copies::Subvolumes
         } else {
-            match copy::reflink_supported(path) {
+            match copy::reflink_supported(&config.scratch()) {
                 Ok(true) => Copies::Reflinks,
                 Ok(false) => Copies::Bytes,
-                Err(fault) if fault.kind() == larder_model::Kind::Precondition => Copies::Unknown,
-                // A pool that is full to the last block opens all the same.
-                Err(fault) if fault.kind() == larder_model::Kind::Exhausted => Copies::Unknown,
+                // A pool that is read-only (and may never have got such a folder), or full to the last
+                // block, opens all the same.
+                Err(fault)
+                    if matches!(
+                        fault.kind(),
+                        Kind::Precondition | Kind::NotFound | Kind::Exhausted
+                    ) =>
+                {
+                    Copies::Unknown
+                }
                 Err(fault) => return Err(fault),
             }
         };

@@ -149,7 +149,7 @@ impl Medium for Directories {
     }
 
     fn inspect(&self, name: &PoolName, config: &PoolConfig) -> Result<PoolTraits> {
-        Ok(Ground::look(&self.host, &config.path)?.traits(name, config))
+        Ok(Ground::look(&self.host, config)?.traits(name, config))
     }
 
     fn check_parameters(&self, parameters: &Attributes) -> Result<()> {
@@ -276,7 +276,13 @@ impl Medium for Directories {
     }
 
     fn in_use(&self, _pool: &Pool, volume: &Entry) -> Result<Option<String>> {
-        let users = self.host.mounts.users_of_directory(&volume.data)?;
+        let users = match self.host.mounts.users_of_directory(&volume.data) {
+            // Its directory is gone: nothing of it can be in use, and the rest of it must go.
+            Err(fault) if fault.kind() == Kind::NotFound && is_absent(&volume.data) => {
+                return Ok(None);
+            }
+            users => users?,
+        };
         let more = users.len().saturating_sub(3);
         let mut words: Vec<_> = users.iter().take(3).map(ToString::to_string).collect();
         if more > 0 {
@@ -455,4 +461,8 @@ impl Directories {
 fn copy_files(from: &Path, to: &Path, cx: &Cx) -> Result<copy::TreeReport> {
     cx.step("copy the files")?;
     copy::tree(from, to, copy::TreeOptions::default(), cx)
+}
+
+fn is_absent(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }

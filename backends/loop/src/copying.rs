@@ -188,7 +188,7 @@ impl Copier {
     /// Copies an image, durably.
     ///
     /// # Errors
-    /// `Precondition` (writes cannot be held back), `Exhausted`, `Aborted` (it came into use again
+    /// `Precondition` (writes cannot be held back), `Exhausted`, `Unavailable` (it came into use again
     /// and again), I/O. Nothing is left at the target.
     pub(crate) fn copy(&self, job: &Job<'_>, cx: &Cx) -> Result<Consistency> {
         let mut sharing = job.sharing;
@@ -228,7 +228,7 @@ impl Copier {
             remove(job.to)?;
         }
         Err(failed.unwrap_or_else(|| {
-            Fault::aborted(format!("copy {}: it came into use while it was copied", job.whose))
+            Fault::unavailable(format!("copy {}: it came into use while it was copied", job.whose))
                 .hint("ask again")
         }))
     }

@@ -184,7 +184,7 @@ pub(crate) fn attach(
         };
         return Ok((source, Attached::of(number, image).record()));
     }
-    Err(Fault::aborted(format!("attach {}: its device comes and goes", image.path.display()))
+    Err(Fault::unavailable(format!("attach {}: its device comes and goes", image.path.display()))
         .hint("see losetup -l for who else attaches it"))
 }
 
@@ -205,7 +205,7 @@ fn attach_new(host: &Host, image: &Image, wanted: Wanted) -> Result<(Source, u32
     let info = host.loops.info(device.number)?;
     if !info.is_some_and(|info| image.is_behind(&info)) {
         drop(device.hold);
-        return Err(Fault::aborted(format!(
+        return Err(Fault::unavailable(format!(
             "attach {}: the file was replaced at this moment",
             image.path.display()
         )));

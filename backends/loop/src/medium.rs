@@ -181,9 +181,14 @@ impl Medium for LoopMedium {
 
     fn inspect(&self, _name: &PoolName, config: &PoolConfig) -> Result<PoolTraits> {
         let fs = self.file_system_of(&config.path)?;
-        let reflink = match copy::reflink_supported(&config.path) {
-            // Full or read-only: it cannot be tried. Hoping is safe, each copy finds out for itself.
-            Err(fault) if matches!(fault.kind(), Kind::Exhausted | Kind::Precondition) => {
+        let reflink = match copy::reflink_supported(&config.scratch()) {
+            // Full, or read-only (without such a folder even): it cannot be tried. Hoping is safe, each copy finds out for itself.
+            Err(fault)
+                if matches!(
+                    fault.kind(),
+                    Kind::Exhausted | Kind::Precondition | Kind::NotFound
+                ) =>
+            {
                 matches!(fs.as_str(), "xfs" | "btrfs")
             }
             tried => tried?,

@@ -335,7 +335,9 @@ async fn snapshots_of_a_volume_that_comes_and_goes_are_whole() {
         match driver.snapshot(&volume.id, &format!("s{n}")).await {
             Ok(snapshot) => cut.push((n, snapshot)),
             // Being formatted, or in use and out of use too often.
-            Err(fault) => assert_eq!(fault.kind(), Kind::Aborted, "{fault}"),
+            Err(fault) => {
+                assert!(matches!(fault.kind(), Kind::Aborted | Kind::Unavailable), "{fault}");
+            }
         }
         tokio::time::sleep(Duration::from_millis(7 * (n % 12))).await;
     }

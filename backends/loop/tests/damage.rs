@@ -234,3 +234,18 @@ async fn errors_of_the_file_system_are_told() {
     driver.unstage(&staged).await.unwrap();
     ground.assert_clean();
 }
+
+#[tokio::test]
+async fn a_start_makes_no_files_beside_a_pools_own_folders() {
+    let ground = Ground::on(FsType::Xfs, POOL);
+    drop(ground.driver().await);
+    // Nothing can be made in the pool's own directory now, not even for a moment.
+    let pool = ground.pool_path("default").display().to_string();
+    run("chattr", &["+i", &pool]);
+    let driver = ground.driver().await;
+    let made = driver.create(&Ask::block("v", Bytes::mib(8))).await;
+    run("chattr", &["-i", &pool]);
+    let volume = made.unwrap();
+    assert!(driver.backend.pool(&"default".parse().unwrap()).unwrap().traits().warnings.is_empty());
+    driver.delete(&volume.id).await.unwrap();
+}

@@ -197,7 +197,8 @@ pub trait ListVolumes: Send + Sync {
     /// One page over all pools, in the order of ids.
     ///
     /// # Errors
-    /// `Unavailable` only when no pool can be read.
+    /// `Unavailable` when a pool that the page would show is away: what is missing in a list counts as
+    /// gone.
     async fn list_volumes(&self, page: &Page) -> Result<Listed<Volume>>;
 }
 

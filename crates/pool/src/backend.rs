@@ -4,8 +4,13 @@
 //! where that happens and nothing else.
 
 use crate::{
-    claims::Claims, config::PoolConfig, entry::Entry, medium::Medium, owner::OwnerNote,
-    places::Places, pool::Pool,
+    claims::{Claims, Formatting},
+    config::PoolConfig,
+    entry::Entry,
+    medium::Medium,
+    owner::OwnerNote,
+    places::Places,
+    pool::Pool,
 };
 use async_trait::async_trait;
 use larder_host::{Host, blocking};
@@ -31,6 +36,7 @@ pub(crate) struct Core<M> {
     pub(crate) medium: Arc<M>,
     pub(crate) places: Arc<Places<M>>,
     pub(crate) claims: Claims,
+    pub(crate) formatting: Formatting,
 }
 
 impl<M: Medium> LocalBackend<M> {
@@ -46,7 +52,8 @@ impl<M: Medium> LocalBackend<M> {
     ) -> Result<Self> {
         let medium = Arc::new(medium);
         let places = Arc::new(Places::new(medium.clone(), host, note, pools)?);
-        Ok(Self(Arc::new(Core { medium, places, claims: Claims::default() })))
+        let (claims, formatting) = (Claims::default(), Formatting::default());
+        Ok(Self(Arc::new(Core { medium, places, claims, formatting })))
     }
 
     /// The medium.

@@ -138,6 +138,10 @@ fn publish(site: &Path, place: &Path) -> Result<()> {
     })
 }
 
+fn is_absent(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+}
+
 /// Takes `native` away: it is gone when this returns, also after a power cut; then its data is
 /// removed. Absent: what an earlier call could not remove is removed.
 pub(crate) fn raze<M: Medium>(
@@ -153,7 +157,12 @@ pub(crate) fn raze<M: Medium>(
         let grave = shelf.grave(pool.path(), native);
         let moved = pool.while_current(|| match std::fs::rename(&place, &grave) {
             Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::NotFound && pool.still_there() => Ok(false),
+            Err(e) if is_absent(&e) && place.symlink_metadata().is_err_and(|e| is_absent(&e)) => {
+                if pool.still_there() {
+                    return Ok(false);
+                }
+                Err(Fault::unavailable(format!("move {} aside", place.display())).because(e))
+            }
             Err(e) => Err(Fault::io(format!("move {} aside", place.display()), e)),
         })?;
         pool.catalog().remove(shelf, native);

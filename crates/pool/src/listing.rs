@@ -2,17 +2,18 @@
 //!
 //! The order is that of the ids as text, which never changes while volumes come and go: a page
 //! begins after an id, whether or not that one still exists. So a walk sees everything that was
-//! there all the time exactly once. A pool that is away is left out; the call fails only when all are.
+//! there all the time exactly once. Whoever lists concludes from what is missing that it is gone, so a
+//! pool that is away makes the call fail as soon as the page reaches it; it is never left out.
 
 use crate::{backend::Core, medium::Medium, pool::Pool, record::SnapshotRecord, statics};
 use larder_model::{
-    Fault, Native, Result, VolumeId,
+    Fault, Native, PoolName, Result, VolumeId,
     volume::{Listed, Page, Snapshot, Volume},
 };
 
 impl<M: Medium> Core<M> {
     pub(crate) fn list_volumes(&self, page: &Page) -> Result<Listed<Volume>> {
-        self.walk(page, |pool, after, max| {
+        self.walk(None, page, |pool, after, max| {
             let created = pool.catalog().page(after, max, None)?;
             let mut entries: Vec<_> =
                 created.into_iter().map(|(native, record)| pool.entry(native, record)).collect();
@@ -42,10 +43,7 @@ impl<M: Medium> Core<M> {
         source: Option<&VolumeId>,
         page: &Page,
     ) -> Result<Listed<Snapshot>> {
-        self.walk(page, |pool, after, max| {
-            if source.is_some_and(|source| source.pool() != pool.name()) {
-                return Ok(Vec::new());
-            }
+        self.walk(source.map(|source| source.pool()), page, |pool, after, max| {
             let cut_from = source.map(|source| source.native());
             let found = pool.catalog().page::<SnapshotRecord>(after, max, cut_from)?;
             let describe =
@@ -54,17 +52,20 @@ impl<M: Medium> Core<M> {
         })
     }
 
-    /// Collects one item more than asked for, to know whether there are more.
+    /// Collects one item more than asked for, to know whether there are more; from pool `only` where
+    /// given.
     fn walk<T>(
         &self,
+        only: Option<&PoolName>,
         page: &Page,
         list: impl Fn(&Pool, Option<&Native>, usize) -> Result<Vec<T>>,
     ) -> Result<Listed<T>> {
         let wanted = page.max.map_or(usize::MAX, |max| max.saturating_add(1));
         let mut items = Vec::new();
-        let mut readable = false;
-        let mut away: Option<Fault> = None;
         for name in self.places.names_by_id() {
+            if only.is_some_and(|only| only != name) {
+                continue;
+            }
             if items.len() >= wanted {
                 break;
             }
@@ -80,21 +81,9 @@ impl<M: Medium> Core<M> {
                 },
                 None => None,
             };
-            let found = self
-                .places
-                .get(name)
-                .and_then(|pool| list(&pool, after.as_ref(), wanted - items.len()));
-            match found {
-                Ok(found) => {
-                    readable = true;
-                    items.extend(found);
-                }
-                Err(fault) => away = away.or(Some(fault)),
-            }
-        }
-        // An empty page would say that the list is complete.
-        if let (false, Some(fault)) = (readable, away) {
-            return Err(fault);
+            let pool = self.places.get(name).map_err(|fault| fault.during("list all there is"))?;
+            let found = list(&pool, after.as_ref(), wanted - items.len());
+            items.extend(found.map_err(|fault| pool.explain(fault))?);
         }
         let more = items.len() == wanted;
         if more {

@@ -306,6 +306,10 @@ impl PlanRequest<'_> {
         let range = self.spec.capacity;
         let Some(origin) = self.origin else { return range.pick(default, min, step) };
         let least = origin.size();
+        if least == Bytes::ZERO {
+            // A static directory that nothing holds to a size.
+            return range.pick(default, min, step);
+        }
         if let Some(limit) = range.limit.filter(|limit| *limit < least) {
             return Err(larder_model::Fault::out_of_range(format!(
                 "make volume {} from {}: that has {least}, above the limit {limit}",

@@ -14,6 +14,8 @@ impl<M: Medium> Core<M> {
         cx: &Cx,
     ) -> Result<(Source, Attachment)> {
         let (pool, entry) = self.find(&request.id)?;
+        // The node works on a volume once at a time: whatever a former attempt began is over.
+        self.formatting.ends(&request.id);
         self.medium
             .connect(&pool, &entry, request, cx)
             .map_err(|fault| pool.explain(fault).during(format!("connect volume {}", entry.id)))
@@ -34,6 +36,7 @@ impl<M: Medium> Core<M> {
         attachment: Option<&Attachment>,
         cx: &Cx,
     ) -> Result<()> {
+        self.formatting.ends(id);
         let entry = match self.find(id) {
             Ok((_, entry)) => Some(entry),
             Err(fault) if fault.kind() == Kind::NotFound => None,
@@ -78,7 +81,16 @@ impl<M: Medium> Core<M> {
                 Ok(())
             })
         };
-        note().map(drop).map_err(|fault| {
+        // Never later than the record says it.
+        let begins = matches!(state, FormatState::Formatting { .. });
+        if begins {
+            self.formatting.begins(id);
+        }
+        let noted = note();
+        if !begins || noted.is_err() {
+            self.formatting.ends(id);
+        }
+        noted.map(drop).map_err(|fault| {
             pool.explain(fault).during(format!("note the file system of volume {id}"))
         })
     }

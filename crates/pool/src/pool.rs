@@ -430,7 +430,7 @@ impl Pool {
             return Ok(None);
         }
         let lock = FileLock::try_exclusive(&shelf.lock(self.path(), native, "use"))?;
-        lock.map(Some).ok_or_else(|| Fault::aborted(format!("use {shelf} {native} alone")))
+        lock.map(Some).ok_or_else(|| Fault::unavailable(format!("use {shelf} {native} alone")))
     }
 
     /// In a shared pool, keeps other processes off one name. `purpose`: the operation as a whole
@@ -453,11 +453,14 @@ impl Pool {
             FileLock::shared_wait(&path, deadline)
         };
         lock.map(Some).map_err(|fault| match fault.kind() {
-            Kind::Unavailable => Fault::aborted(format!(
+            // Not ABORTED: that promises who works on it, for how long and at what, which other nodes
+            // do not tell.
+            Kind::Unavailable => Fault::unavailable(format!(
                 "work on {shelf} {}/{native}: another node works on it",
                 self.name()
             ))
-            .because(fault),
+            .because(fault)
+            .hint("repeat the call when that has ended"),
             _ => fault,
         })
     }

@@ -10,7 +10,7 @@ use crate::{
     medium::{Medium, Origin},
     pool::Pool,
     record::{FORMAT, SnapshotRecord},
-    volumes::refuse_formatting,
+    volumes::not_absent,
 };
 use larder_model::{
     Bytes, Cx, Fault, Result, SnapshotId, VolumeId,
@@ -29,7 +29,8 @@ impl<M: Medium> Core<M> {
             )));
         }
         let pool = self.places.get(id.pool())?;
-        let _claim = self.claims.alone(Shelf::Snapshots, id.native(), "cut")?;
+        let what = format!("cut snapshot {id}");
+        let _claim = self.claims.alone(Shelf::Snapshots, id.native(), what, cx)?;
         let _lock = pool.shared_lock(Shelf::Snapshots, id.native(), "use", true)?;
         self.cut_or_match(&pool, spec, cx)
             .map_err(|fault| pool.explain(fault).during(format!("cut snapshot {id}")))
@@ -58,13 +59,13 @@ impl<M: Medium> Core<M> {
         })?;
         self.medium.check_snapshot_parameters(&spec.parameters)?;
         pool.refuse_read_only()?;
-        let _reading =
-            self.claims.together(Shelf::Volumes, source, &format!("cut as {}", spec.id))?;
+        let what = format!("cut volume {} as snapshot {}", spec.source, spec.id);
+        let _reading = self.claims.together(Shelf::Volumes, source, what, cx)?;
         let _lock = pool.shared_lock(Shelf::Volumes, source, "use", false)?;
         let volume = self
             .lookup(pool, source)?
             .ok_or_else(|| Fault::not_found(format!("find volume {}", spec.source)))?;
-        refuse_formatting(&volume)?;
+        self.refuse_formatting(pool, &volume)?;
         let _promise = pool.promise(Bytes::ZERO, Bytes::ZERO)?;
         let record = build(&*self.medium, pool, native, cx, |folder| {
             cx.step("cut the volume's data")?;
@@ -94,7 +95,8 @@ impl<M: Medium> Core<M> {
         let during = |fault: Fault| fault.during(format!("delete snapshot {id}"));
         let native = id.native();
         let pool = self.places.get(id.pool()).map_err(during)?;
-        let _claim = self.claims.alone(Shelf::Snapshots, native, "deleted")?;
+        let what = format!("delete snapshot {id}");
+        let _claim = self.claims.alone(Shelf::Snapshots, native, what, cx)?;
         let lock = pool.shared_lock(Shelf::Snapshots, native, "use", true)?;
         let delete = || {
             if let Some(entry) = pool.snapshot(native)?
@@ -105,7 +107,7 @@ impl<M: Medium> Core<M> {
             }
             raze(&*self.medium, &pool, Shelf::Snapshots, native, cx)
         };
-        delete().map_err(|fault| during(pool.explain(fault)))?;
+        delete().map_err(|fault| during(not_absent(pool.explain(fault))))?;
         pool.forget_locks(Shelf::Snapshots, native, lock);
         Ok(())
     }

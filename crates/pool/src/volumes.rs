@@ -22,7 +22,8 @@ impl<M: Medium> Core<M> {
         let id = &spec.id;
         let native = id.native();
         let pool = self.places.get(id.pool())?;
-        let _claim = self.claims.alone(Shelf::Volumes, native, "created")?;
+        let what = format!("create volume {id}");
+        let _claim = self.claims.alone(Shelf::Volumes, native, what, cx)?;
         let _lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
         self.make_or_match(&pool, spec, cx)
             .map_err(|fault| pool.explain(fault).during(format!("create volume {id}")))
@@ -44,7 +45,7 @@ impl<M: Medium> Core<M> {
             other.volume(native).map(|v| v.is_some_and(|v| v.record.name == spec.name.as_str()))
         })?;
         pool.refuse_read_only()?;
-        let (origin, _reading) = self.origin(pool, spec)?;
+        let (origin, _reading) = self.origin(pool, spec, cx)?;
         let request = PlanRequest { spec, origin: origin.as_ref() };
         let plan = self.medium.plan(pool, &request)?;
         self.refuse_too_large(pool, plan.size)?;
@@ -68,7 +69,12 @@ impl<M: Medium> Core<M> {
     }
 
     /// The source of a new volume, kept from deletion while the returned claims live.
-    fn origin(&self, pool: &Pool, spec: &VolumeSpec) -> Result<(Option<Origin>, impl Sized)> {
+    fn origin(
+        &self,
+        pool: &Pool,
+        spec: &VolumeSpec,
+        cx: &Cx,
+    ) -> Result<(Option<Origin>, impl Sized + use<M>)> {
         let Some(source) = &spec.source else { return Ok((None, None)) };
         let (shelf, handle) = match source {
             ContentSource::Snapshot(id) => (Shelf::Snapshots, &id.0),
@@ -84,7 +90,8 @@ impl<M: Medium> Core<M> {
         } else {
             self.places.get(handle.pool())?
         };
-        let claim = self.claims.together(shelf, native, &format!("copied to {}", spec.id))?;
+        let what = format!("copy {source} to volume {}", spec.id);
+        let claim = self.claims.together(shelf, native, what, cx)?;
         let lock = there.shared_lock(shelf, native, "use", false)?;
         let origin = match source {
             ContentSource::Snapshot(_) => {
@@ -96,9 +103,29 @@ impl<M: Medium> Core<M> {
         };
         let origin = origin.ok_or_else(missing)?;
         if let Origin::Volume(_, entry) = &origin {
-            refuse_formatting(entry)?;
+            self.refuse_formatting(&there, entry)?;
         }
         Ok((Some(origin), Some((claim, lock))))
+    }
+
+    /// While our mkfs runs, and after it was cut, a copy would hold a piece of it.
+    pub(crate) fn refuse_formatting(&self, pool: &Pool, entry: &Entry) -> Result<()> {
+        let is_begun = |entry: &Entry| {
+            matches!(entry.record.file_system, Some(FormatState::Formatting { .. }))
+        };
+        if !is_begun(entry) {
+            return Ok(());
+        }
+        let refusal = self.formatting.refusal(&entry.id);
+        // It may have ended since the record was read.
+        match self.lookup(pool, entry.id.native())? {
+            Some(now) if is_begun(&now) => Err(refusal),
+            _ => Err(Fault::unavailable(format!(
+                "copy volume {}: it was formatted or deleted at this moment",
+                entry.id
+            ))
+            .hint("ask again")),
+        }
     }
 
     /// A file system state that was noted before a copy must still hold after it: it says of the
@@ -109,7 +136,7 @@ impl<M: Medium> Core<M> {
         if after.is_some_and(|after| after.record.file_system == before.record.file_system) {
             return Ok(());
         }
-        Err(Fault::aborted(format!(
+        Err(Fault::unavailable(format!(
             "copy volume {}: it was formatted or deleted meanwhile",
             before.id
         ))
@@ -171,7 +198,8 @@ impl<M: Medium> Core<M> {
         let during = |fault: Fault| fault.during(format!("delete volume {id}"));
         let native = id.native();
         let pool = self.places.get(id.pool()).map_err(during)?;
-        let _claim = self.claims.alone(Shelf::Volumes, native, "deleted")?;
+        let what = format!("delete volume {id}");
+        let _claim = self.claims.alone(Shelf::Volumes, native, what, cx)?;
         let lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
         let delete = || {
             match self.lookup(&pool, native)? {
@@ -189,7 +217,7 @@ impl<M: Medium> Core<M> {
             }
             raze(&*self.medium, &pool, Shelf::Volumes, native, cx)
         };
-        delete().map_err(|fault| during(pool.explain(fault)))?;
+        delete().map_err(|fault| during(not_absent(pool.explain(fault))))?;
         pool.forget_locks(Shelf::Volumes, native, lock);
         Ok(())
     }
@@ -202,7 +230,8 @@ impl<M: Medium> Core<M> {
     ) -> Result<Bytes> {
         let native = id.native();
         let (pool, _) = self.find(id)?;
-        let _claim = self.claims.alone(Shelf::Volumes, native, "expanded")?;
+        let what = format!("expand volume {id}");
+        let _claim = self.claims.alone(Shelf::Volumes, native, what, cx)?;
         let _lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
         // As it is now that nobody else works on it.
         let (_, entry) = self.find(id)?;
@@ -256,16 +285,15 @@ impl<M: Medium> Core<M> {
     }
 }
 
-/// While our mkfs runs a copy would hold a piece of it.
-pub(crate) fn refuse_formatting(entry: &Entry) -> Result<()> {
-    if matches!(entry.record.file_system, Some(FormatState::Formatting { .. })) {
-        return Err(Fault::new(
-            Kind::Aborted,
-            format!("copy volume {}: it is being formatted", entry.id),
-        )
-        .hint("ask again when it is mounted"));
+/// A failed deletion. `NotFound` would tell the caller that the volume or snapshot is gone, whatever it
+/// was that was not found on the way.
+pub(crate) fn not_absent(fault: Fault) -> Fault {
+    match fault.kind() {
+        Kind::NotFound => fault.with_kind(Kind::Internal).hint(
+            "it still exists; something in its pool is missing, which a restart mends or names",
+        ),
+        _ => fault,
     }
-    Ok(())
 }
 
 fn new_record(spec: &VolumeSpec, origin: Option<&Origin>, plan: Plan) -> VolumeRecord {

@@ -269,3 +269,56 @@ async fn a_pool_tells_what_it_lies_on_and_what_that_means() {
         assert!(free.available > Bytes::mib(500) && free.available <= status.total, "{free:?}");
     }
 }
+
+#[tokio::test]
+async fn a_volume_whose_directory_is_gone_is_damaged_and_can_be_deleted() {
+    for on in [On::Xfs { quota: false }, On::Btrfs { quota: true }] {
+        let bench = Bench::on(on);
+        let dir = bench.start().await;
+        let before = bench.state();
+        dir.make(&spec("p/v")).await.unwrap();
+        dir.cut("p/s", "p/v").await.unwrap();
+        fs::rename(bench.data("p/v"), bench.path().join("kept")).unwrap_or_else(|_| {
+            fs::remove_dir(bench.data("p/v")).unwrap();
+        });
+        let faults = [
+            dir.connect("p/v").await.map(drop),
+            dir.grow("p/v", Bytes::mib(128)).await.map(drop),
+            dir.cut("p/t", "p/v").await.map(drop),
+            dir.make(&clone_of("p/c", "p/v")).await.map(drop),
+        ];
+        for fault in faults {
+            let fault = fault.unwrap_err();
+            assert_eq!(fault.kind(), Kind::Corrupt, "{fault}");
+            assert!(fault.hint_text().is_some());
+        }
+        assert_eq!(dir.health("p/v").await, ["DataMissing"]);
+        dir.delete("p/v").await.unwrap();
+        let name = || fs::exists(bench.pool("p").join("volumes/v")).unwrap();
+        assert!(!name(), "OK, and the volume is really gone");
+        dir.make(&restore_of("p/v", "p/s")).await.expect("its name is free again");
+        dir.delete("p/v").await.unwrap();
+        dir.uncut("p/s").await.unwrap();
+        bench.settled().await;
+        assert_eq!(bench.state(), before);
+    }
+}
+
+#[tokio::test]
+async fn a_copy_of_a_directory_without_a_size_gets_the_default() {
+    let bench = Bench::on(On::Xfs { quota: false });
+    let dir = bench.start().await;
+    let old = bench.pool("p").join("static/old");
+    fs::create_dir(&old).unwrap();
+    fs::write(old.join("file"), "theirs").unwrap();
+    let any = CapacityRange { required: Bytes::ZERO, limit: None };
+    let copy = VolumeSpec { capacity: any, ..clone_of("p/copy", "p/old") };
+    assert_eq!(dir.make(&copy).await.unwrap().capacity, Bytes::gib(1));
+    dir.cut("p/s", "p/old").await.unwrap();
+    let back = VolumeSpec { capacity: any, ..restore_of("p/back", "p/s") };
+    assert_eq!(dir.make(&back).await.unwrap().capacity, Bytes::gib(1));
+    assert_eq!(fs::read(dir.connect("p/back").await.unwrap().join("file")).unwrap(), b"theirs");
+    let exact = CapacityRange { required: Bytes::mib(5), limit: Some(Bytes::mib(5)) };
+    let small = VolumeSpec { capacity: exact, ..clone_of("p/small", "p/old") };
+    assert_eq!(dir.make(&small).await.unwrap().capacity, Bytes::mib(5));
+}

@@ -78,7 +78,9 @@ fn grow_ext4_online(path: &Path, now: Bytes, blocks: u64, block_size: u64) -> Re
                  and expand it then",
             )
         }
-        Errno::BUSY => io_fault("grow ext4: it is being grown already", e).with_kind(Kind::Aborted),
+        Errno::BUSY => {
+            io_fault("grow ext4: it is being grown already", e).with_kind(Kind::Unavailable)
+        }
         // Growth is refused after errors were found (EXT4_ERROR_FS).
         Errno::UCLEAN => io_fault("grow ext4 that has errors", e)
             .with_kind(Kind::Precondition)
@@ -109,7 +111,9 @@ fn grow_mounted(directory: impl AsFd, fs: FsType, room: u64) -> Result<()> {
     }
     match geometry::xfs_grow(&directory, blocks, geometry.inode_percent) {
         Err(Errno::INVAL) if blocks - geometry.blocks < XFS_LEAST_GROWTH => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(Fault::aborted(format!("{what}: it is being grown already"))),
+        Err(Errno::WOULDBLOCK) => {
+            Err(Fault::unavailable(format!("{what}: it is being grown already")))
+        }
         result => result.map_err(|e| io_fault(what, e)),
     }
 }

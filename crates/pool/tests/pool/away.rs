@@ -81,7 +81,10 @@ async fn while_a_pool_is_away_every_call_says_so_and_nothing_is_made() {
             _ => fs::create_dir(&pool).unwrap(),
         }
         all_unavailable(&backend).await;
-        assert_eq!(backend.ids().await, [""; 0], "the other pool is listed");
+        let listed = backend.list().unwrap().list_volumes(&Page::default()).await;
+        let fault = listed.unwrap_err();
+        assert_eq!(fault.kind(), Kind::Unavailable, "a list without a/v would say it is gone");
+        assert!(fault.to_string().contains("pool a"), "{fault}");
         backend.probe().await.unwrap();
         match round {
             0 => assert!(!pool.exists(), "nothing was made"),
@@ -114,6 +117,45 @@ async fn a_list_without_any_readable_pool_is_not_an_empty_list() {
         assert_eq!(snapshots.unwrap_err().kind(), Kind::Unavailable);
     }
     assert_eq!(backend.probe().await.unwrap_err().kind(), Kind::Precondition);
+}
+
+#[tokio::test]
+async fn a_list_fails_when_it_comes_to_a_pool_that_is_away_and_not_before_or_after() {
+    let bench = Bench::default();
+    let backend = prepared(&bench).await;
+    for id in ["a/w", "b/x", "b/y"] {
+        backend.create(&spec(id)).await.unwrap();
+    }
+    backend.cut("b/t", "b/x").await.unwrap();
+    let page = |after: Option<&str>, max| Page { after: after.map(str::to_owned), max };
+    let volumes = async |after: Option<&str>, max| {
+        let listed = backend.list().unwrap().list_volumes(&page(after, max)).await?;
+        let ids: Vec<_> = listed.items.iter().map(|v| v.id.to_string()).collect();
+        Ok::<_, Fault>(ids.join(" "))
+    };
+    let snapshots = async |source| {
+        let source = volume(source);
+        let all = Page::default();
+        let listed = backend.snapshots().unwrap().list_snapshots(Some(&source), &all).await?;
+        Ok::<_, Fault>(listed.items.len())
+    };
+    let (pool, aside) = (bench.pool("b"), bench.path().join("aside"));
+    fs::rename(&pool, &aside).unwrap();
+    assert_eq!(volumes(None, Some(1)).await.unwrap(), "a/v", "the page ends before pool b");
+    for (after, max) in [(None, None), (None, Some(2)), (Some("a/w"), Some(1)), (Some("b/x"), None)]
+    {
+        let kind = volumes(after, max).await.unwrap_err().kind();
+        assert_eq!(kind, Kind::Unavailable, "{after:?} {max:?}");
+    }
+    assert_eq!(snapshots("a/v").await.unwrap(), 1);
+    assert_eq!(snapshots("b/x").await.unwrap_err().kind(), Kind::Unavailable);
+    fs::rename(&aside, &pool).unwrap();
+    let (pool, aside) = (bench.pool("a"), bench.path().join("aside"));
+    fs::rename(&pool, &aside).unwrap();
+    assert_eq!(volumes(Some("b/x"), None).await.unwrap(), "b/y", "the walk is past pool a");
+    assert_eq!(volumes(Some("a/v"), None).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(snapshots("b/x").await.unwrap(), 1);
+    fs::rename(&aside, &pool).unwrap();
 }
 
 #[tokio::test]
@@ -353,7 +395,7 @@ async fn one_pool_under_two_names_is_served_under_one() {
     let fault = backend.get("b/v").await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Unavailable);
     assert!(fault.to_string().contains("same as pool a"), "{fault}");
-    assert_eq!(backend.ids().await, ["a/v"]);
+    backend.get("a/v").await.unwrap();
     let twice = bench.pool("a");
     bench.change("b", |config| config.path = twice);
     let note = larder_pool::OwnerNote::default();

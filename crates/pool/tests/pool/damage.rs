@@ -147,3 +147,25 @@ async fn temporary_files_of_a_killed_write_go_with_the_next() {
     let _backend = bench.start().await;
     assert_eq!(bench.state().len(), 1);
 }
+
+#[tokio::test]
+async fn a_deletion_that_finds_its_pool_damaged_does_not_say_that_the_volume_is_gone() {
+    let bench = Bench::new(&["a"]);
+    let backend = bench.start().await;
+    backend.create(&spec("a/v")).await.unwrap();
+    backend.cut("a/s", "a/v").await.unwrap();
+    fs::remove_dir(bench.pool("a").join("deleting")).unwrap();
+    for fault in [backend.delete("a/v").await.unwrap_err(), backend.uncut("a/s").await.unwrap_err()]
+    {
+        assert_eq!(fault.kind(), Kind::Internal, "{fault}");
+    }
+    assert_eq!(backend.ids().await, ["a/v"], "it is there, and known");
+    assert_eq!(backend.snapshot_ids().await, ["a/s"]);
+    // A start makes the folder again.
+    drop(backend);
+    let backend = bench.start().await;
+    backend.delete("a/v").await.unwrap();
+    backend.uncut("a/s").await.unwrap();
+    crate::support::settled(&bench).await;
+    assert_eq!(bench.state().len(), 0);
+}

@@ -242,7 +242,7 @@ async fn two_processes_share_a_shared_pool() {
             // All of us want `same`; each gets it, made once. `own` is ours.
             for asked in [spec(&format!("a/same{n}")), spec(&format!("a/own{n}-{me}"))] {
                 while let Err(fault) = backend.create(&asked).await {
-                    assert_eq!(fault.kind(), larder_model::Kind::Aborted, "{fault}");
+                    assert_eq!(fault.kind(), larder_model::Kind::Unavailable, "{fault}");
                 }
             }
             backend.delete(&format!("a/own{n}-{me}")).await.unwrap();
@@ -296,9 +296,9 @@ async fn a_node_of_a_shared_pool_leaves_the_others_work_alone() {
     assert!(site.exists(), "a start does not clear what another node is building");
     // Neither is its source deleted, nor its name taken.
     let fault = backend.delete("a/v").await.unwrap_err();
-    assert_eq!(fault.kind(), larder_model::Kind::Aborted, "{fault}");
+    assert_eq!(fault.kind(), larder_model::Kind::Unavailable, "{fault}");
     let fault = backend.create(&spec("a/clone")).await.unwrap_err();
-    assert_eq!(fault.kind(), larder_model::Kind::Aborted, "{fault}");
+    assert_eq!(fault.kind(), larder_model::Kind::Unavailable, "{fault}");
     std::fs::write(bench.path().join("go"), "").unwrap();
     wait_for("copied", || log(&bench).len() == 2).await;
     backend.get("a/clone").await.unwrap();

@@ -55,10 +55,25 @@ async fn a_volume_that_is_formatted_during_a_copy_is_not_copied() {
     bench.knobs().while_copying = Some(Box::new(move || {
         runtime.block_on(other.set_format_state(&volume("a/v"), formatting)).unwrap();
     }));
-    assert_eq!(backend.cut("a/s", "a/v").await.unwrap_err().kind(), Kind::Aborted);
-    assert_eq!(backend.cut("a/s", "a/v").await.unwrap_err().kind(), Kind::Aborted);
+    assert_eq!(backend.cut("a/s", "a/v").await.unwrap_err().kind(), Kind::Unavailable);
     let clone = copied("a/c", ContentSource::Volume(volume("a/v")));
-    assert_eq!(backend.create(&clone).await.unwrap_err().kind(), Kind::Aborted);
+    let refused = async |kind: Kind, word: &str| {
+        let (cut, copy) = (backend.cut("a/s", "a/v").await, backend.create(&clone).await);
+        for fault in [cut.unwrap_err(), copy.unwrap_err()] {
+            assert_eq!(fault.kind(), kind, "{fault}");
+            assert!(fault.to_string().contains(word) && fault.hint_text().is_some(), "{fault}");
+        }
+    };
+    refused(Kind::Aborted, "held by format volume a/v, running for").await;
+    // The node gave up, or its process was killed: nobody is at it, and waiting would not help.
+    let cx = larder_model::Cx::new();
+    backend.disconnect(&volume("a/v"), None, &cx).await.unwrap();
+    refused(Kind::Precondition, "begun and not finished").await;
+    backend.set_format_state(&volume("a/v"), formatting).await.unwrap();
+    refused(Kind::Aborted, "make the file system").await;
+    drop(backend);
+    let backend = bench.start().await;
+    assert_eq!(backend.cut("a/s", "a/v").await.unwrap_err().kind(), Kind::Precondition);
     let formatted = FormatState::Formatted { fs: larder_model::FsType::Ext4 };
     backend.set_format_state(&volume("a/v"), formatted).await.unwrap();
     backend.cut("a/s", "a/v").await.unwrap();
@@ -117,7 +132,10 @@ async fn a_source_is_not_deleted_while_it_is_copied() {
     bench.knobs().while_copying = Some(Box::new(move || {
         let fault = runtime.block_on(other.delete("a/v")).unwrap_err();
         assert_eq!(fault.kind(), Kind::Aborted);
-        assert!(fault.to_string().contains("being copied to a/clone"), "{fault}");
+        assert!(
+            fault.to_string().contains("held by copy volume a/v to volume a/clone, running for"),
+            "{fault}"
+        );
     }));
     let clone = copied("a/clone", ContentSource::Volume(volume("a/v")));
     backend.create(&clone).await.unwrap();
