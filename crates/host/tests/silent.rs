@@ -72,6 +72,42 @@ fn local_file_systems_answer_and_are_not_asked() {
 }
 
 #[test]
+fn a_mount_that_comes_over_a_local_directory_is_noticed_at_once() {
+    let scratch = Scratch::new();
+    let target = scratch.dir("late");
+    let ask = || {
+        let path = target.clone();
+        move || RealFileSystems::new(helper()).answers(&path)
+    };
+    timely(SHORT, ask()).unwrap();
+    let _server = scratch.mount_dead(&target);
+    timely(LONG, ask()).unwrap_err();
+}
+
+#[test]
+fn a_foreign_file_system_that_answers_is_used() {
+    let scratch = Scratch::new();
+    let target = scratch.dir("queue");
+    // None of the kinds that are taken for local.
+    let mount = larder_host::MountRequest {
+        fs_type: "mqueue".into(),
+        source: "none".into(),
+        target: target.clone(),
+        ..Default::default()
+    };
+    scratch.host.mounts.mount(&mount).unwrap();
+    let filesystems = RealFileSystems::new(helper());
+    assert!(filesystems.last_answer(&target).unwrap().is_ok(), "nothing is known yet");
+    filesystems.answers(&target).unwrap();
+    filesystems.answers(&target.join("absent")).unwrap();
+    assert!(filesystems.last_answer(&target).unwrap().is_ok());
+    // Without a helper nothing is proven.
+    let broken = RealFileSystems::new(HelperProgram(vec!["/no/such/program".into()]));
+    let fault = broken.answers(&target.join("other")).unwrap_err();
+    assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+}
+
+#[test]
 fn a_silent_file_system_is_found_out_once_and_used_again_when_it_answers() {
     let scratch = Scratch::new();
     let target = scratch.dir("net");

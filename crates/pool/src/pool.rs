@@ -334,8 +334,8 @@ impl Pool {
             .hint("ask again when it is back"))
     }
 
-    /// Whether the pool answers, is where and what it was, and ours; a dozen system calls, unless
-    /// it is on a network.
+    /// Whether the pool answers, is where and what it was, and ours; a few system calls, unless it is
+    /// on a network.
     pub(crate) fn still_there(&self) -> bool {
         let config = self.config();
         if answers(&self.0.host, self.name(), &config.path).is_err() {
