@@ -165,3 +165,35 @@ async fn a_raw_block_volume_is_a_device_file(#[values(Via::Nobody, Via::Owner)] 
     let left = leaks::find(life.site.dir.path(), life.site.pool.path());
     assert!(left.is_empty(), "{left:#?}");
 }
+
+/// A test that fails must not take loop devices and mounts from those after it.
+#[tokio::test]
+async fn a_test_that_panics_leaves_neither_mounts_nor_devices() {
+    use larder_host::Host;
+    let life = Life::new("loop", Via::Owner).await;
+    let (at, disk) = (life.site.dir.path().to_owned(), life.site.disk());
+    life.ok("volume create raw --size 16Mi --block");
+    life.ok(&format!("volume mount raw {} --block", life.path("raw")));
+    life.ok("volume create data --size 320Mi");
+    life.ok(&format!("volume mount data {}", life.path("data")));
+    let open = std::fs::File::create(at.join("data/open")).unwrap();
+    let fails = move || -> () {
+        let _dropped = (open, life);
+        std::panic::resume_unwind(Box::new("it fails"));
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(fails)).unwrap_err();
+    let host = Host::real();
+    let mounts = host.mounts.table().unwrap();
+    assert!(!mounts.iter().any(|mount| mount.target.starts_with(&at)), "{mounts:#?}");
+    // The kernel lets go of a device a moment after its last user.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let left = || {
+        let devices = host.loops.list().unwrap();
+        devices.into_iter().find(|device| device.backing().device == disk)
+    };
+    while let Some(device) = left() {
+        assert!(std::time::Instant::now() < until, "{device:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(!at.exists());
+}

@@ -175,6 +175,24 @@ fn a_volume_that_is_first_mounted_read_only_is_not_written_to() {
 }
 
 #[test]
+fn a_directory_can_be_mounted_read_only_at_several_paths() {
+    let site = Site::new("dir", "xfs");
+    let [one, two, three] = ["one", "two", "three"].map(|name| site.path(name));
+    site.ok(&["volume", "create", "a"]);
+    site.ok(&["volume", "mount", "a", text(&one), "--read-only"]);
+    site.ok(&["volume", "mount", "a", text(&two), "--read-only"]);
+    for path in [&one, &two] {
+        let refused = std::fs::write(path.join("file"), "x").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    }
+    site.fails(5, &["volume", "mount", "a", text(&three)]);
+    site.ok(&["volume", "unmount", "a"]);
+    site.ok(&["volume", "mount", "a", text(&three)]);
+    std::fs::write(three.join("file"), "x").unwrap();
+    site.ok(&["volume", "unmount", "a"]);
+}
+
+#[test]
 fn what_does_not_go_together_with_a_mount_is_refused_and_changes_nothing() {
     let site = Site::new("dir", "xfs");
     site.ok(&["volume", "create", "a"]);

@@ -47,6 +47,10 @@ impl Site {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+    /// The device number of the file system that holds its pool.
+    pub(crate) fn disk(&self) -> u64 {
+        self.disk
+    }
     pub(crate) fn config(&self) -> PathBuf {
         self.path("config.yaml")
     }
