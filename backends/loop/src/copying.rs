@@ -103,29 +103,29 @@ pub(crate) struct Job<'a> {
 
 /// A device over the image.
 #[derive(Debug, Clone)]
-struct Device {
-    info: LoopInfo,
+pub(crate) struct Device {
+    pub(crate) info: LoopInfo,
     users: Vec<DeviceUser>,
 }
 
 impl Device {
-    fn is_mounted(&self) -> bool {
+    pub(crate) fn is_mounted(&self) -> bool {
         self.users.iter().any(|u| matches!(u, DeviceUser::Mount { .. }))
     }
 }
 
 /// What was seen of an image.
 #[derive(Debug, Clone)]
-struct Seen {
-    allocated: Bytes,
+pub(crate) struct Seen {
+    pub(crate) allocated: Bytes,
     /// `(device, inode, size, mtime)`: changes when something is written to the file.
-    version: (u64, u64, u64, i64, i64),
+    pub(crate) version: (u64, u64, u64, i64, i64),
     /// Those that can write.
-    writers: Vec<Device>,
+    pub(crate) writers: Vec<Device>,
 }
 
 impl Seen {
-    fn use_of(&self) -> Vec<(u32, bool)> {
+    pub(crate) fn use_of(&self) -> Vec<(u32, bool)> {
         self.writers.iter().map(|d| (d.info.number, d.is_mounted())).collect()
     }
 }
@@ -233,7 +233,7 @@ impl Copier {
         }))
     }
 
-    fn observe(&self, image: &Path) -> Result<Seen> {
+    pub(crate) fn observe(&self, image: &Path) -> Result<Seen> {
         let mut writers = Vec::new();
         for info in self.host.loops.find(image)? {
             if !info.read_only {
@@ -299,7 +299,8 @@ impl Copier {
                 .and_then(|f| f.sync_all())
                 .map_err(|e| Fault::io(format!("flush {}", device.info.path.display()), e))?;
         }
-        let frozen = self.freeze(seen, way, cx)?;
+        let to_freeze = seen.writers.iter().filter(|d| way.freeze.contains(&d.info.number));
+        let frozen = self.freeze(to_freeze, cx)?;
         let done = work()?;
         if let Some(frozen) = frozen {
             cx.step("let writes go on")?;
@@ -308,9 +309,14 @@ impl Copier {
         Ok(done)
     }
 
-    fn freeze(&self, seen: &Seen, way: &Way, cx: &Cx) -> Result<Option<Frozen>> {
+    /// Holds back the writes to all of the devices at one moment; None: there are none.
+    pub(crate) fn freeze<'a>(
+        &self,
+        devices: impl Iterator<Item = &'a Device>,
+        cx: &Cx,
+    ) -> Result<Option<Frozen>> {
         let mut places: Vec<PathBuf> = Vec::new();
-        for device in seen.writers.iter().filter(|d| way.freeze.contains(&d.info.number)) {
+        for device in devices {
             places.push(mounted::reach(&self.host, &device.info, &device.users)?);
         }
         if places.is_empty() {
@@ -321,7 +327,8 @@ impl Copier {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes a copy that is not wanted; absent: done.
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(Fault::io(format!("remove the half-made copy {}", path.display()), e))

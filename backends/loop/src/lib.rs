@@ -14,6 +14,7 @@
 //! | `medium` | what the pool asks of an image: plan, create, fill, cut, grow, remove, connect |
 //! | `params` | StorageClass parameters, and what a new volume will be |
 //! | `copying` | consistent copies of images that are in use: freezing, reflinks |
+//! | `together` | copies of several images at one moment |
 //! | `devices` | one image, one loop device; a number is proven before every use |
 //! | `mounted` | where a device's file system can be reached |
 //! | `health` | missing, truncated and replaced images, lost devices, file system errors |
@@ -31,6 +32,7 @@ mod health;
 mod medium;
 mod mounted;
 mod params;
+mod together;
 
 pub use copying::FreezeLimits;
 pub use medium::LoopMedium;

@@ -6,6 +6,7 @@ use crate::{
     devices::{self, Attached, Image, Wanted},
     health,
     params::{self, Allocation, Asked, DEFAULT_SIZE, MIN_SIZE, PARAMETERS, SIZE_STEP, Shape},
+    together::Twin,
 };
 use larder_host::{Host, LoopInfo, copy, freeze::Freezer, image};
 use larder_model::{
@@ -14,7 +15,7 @@ use larder_model::{
     volume::{Attributes, Facts, FormatState, HealthEntry, Scope},
 };
 use larder_pool::{
-    Entry, Medium, Origin, Plan, PlanRequest, Pool, PoolConfig, PoolTraits, SnapshotFacts,
+    Entry, Medium, Origin, Part, Plan, PlanRequest, Pool, PoolConfig, PoolTraits, SnapshotFacts,
     StaticFacts,
 };
 use serde::Serialize;
@@ -103,8 +104,11 @@ impl LoopMedium {
 
     /// A full copy that cannot fit must not fill the pool on the way: other volumes' writes would
     /// fail meanwhile.
-    fn refuse_without_room(&self, pool: &Pool, data: &Path) -> Result<()> {
-        let needed = image::allocated(data)?;
+    fn refuse_without_room(&self, pool: &Pool, images: &[&Path]) -> Result<()> {
+        let mut needed = Bytes::ZERO;
+        for image in images {
+            needed = needed.saturating_add(image::allocated(image)?);
+        }
         let free = self.host.filesystems.usage(pool.path())?.available;
         let free = free.saturating_sub(pool.config().reserve);
         if needed <= free {
@@ -282,11 +286,38 @@ impl Medium for LoopMedium {
             name: format!("volume {}", volume.id),
         };
         if !below(pool).reflink {
-            self.refuse_without_room(pool, &volume.data)?;
+            self.refuse_without_room(pool, &[&volume.data])?;
         }
         let consistency = self.copy(source, &to, false, cx)?;
         let cut = Image::sound(&to, volume.record.size)?;
         Ok(SnapshotFacts { size: cut.size, medium: value(&Cut { consistency })? })
+    }
+
+    fn cuts_together(&self) -> bool {
+        true
+    }
+
+    fn cut_together(&self, pool: &Pool, parts: &[Part<'_>], cx: &Cx) -> Result<Vec<SnapshotFacts>> {
+        let sharing = if below(pool).reflink { Sharing::Direct } else { Sharing::Impossible };
+        if sharing == Sharing::Impossible {
+            let images: Vec<_> = parts.iter().map(|part| &*part.volume.data).collect();
+            self.refuse_without_room(pool, &images)?;
+        }
+        let mut names = Vec::new();
+        for Part { volume, folder } in parts {
+            Image::sound(&volume.data, volume.record.size)?;
+            names.push((format!("volume {}", volume.id), folder.join(IMAGE)));
+        }
+        let twins = parts.iter().zip(&names);
+        let twins: Vec<_> =
+            twins.map(|(part, (whose, to))| Twin { from: &part.volume.data, whose, to }).collect();
+        let consistency = self.copier.copy_together(&twins, sharing, cx)?;
+        let cut = parts.iter().zip(&twins).zip(consistency);
+        cut.map(|((part, twin), consistency)| {
+            let image = Image::sound(twin.to, part.volume.record.size)?;
+            Ok(SnapshotFacts { size: image.size, medium: value(&Cut { consistency })? })
+        })
+        .collect()
     }
 
     fn grow(&self, _pool: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {

@@ -18,8 +18,8 @@ use larder_model::{
     Backend, Bytes, CapacityRange, Connect, Cx, PoolName, Provision, Result, Secrets, SnapshotId,
     VolumeId,
     backend::{
-        Attachment, ConnectRequest, Expand, GetCapacity, Health, ListVolumes, Parameter, Snapshots,
-        Source,
+        Attachment, ConnectRequest, Expand, GetCapacity, Groups, Health, ListVolumes, Parameter,
+        Snapshots, Source,
     },
     volume::{
         Attributes, Capacity, Facts, FormatState, HealthEntry, Listed, Page, PoolStatus, Snapshot,
@@ -86,7 +86,7 @@ impl<M: Medium> LocalBackend<M> {
         self.run(move |core| core.allocated(&id)).await
     }
 
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Core<M>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -179,6 +179,9 @@ impl<M: Medium> Provision for LocalBackend<M> {
     }
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
+    }
+    fn groups(&self) -> Option<&dyn Groups> {
+        self.0.medium.cuts_together().then_some(self)
     }
     fn health(&self) -> Option<&dyn Health> {
         Some(self)

@@ -57,6 +57,12 @@ fn steps(shelf: Shelf) -> Steps {
             commit: "make the snapshot visible",
             sync: "make the snapshot durable",
         },
+        Shelf::Groups => Steps {
+            make: "make the group's folder",
+            record: "write the group's record",
+            commit: "make the group visible",
+            sync: "make the group durable",
+        },
     }
 }
 

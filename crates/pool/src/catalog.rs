@@ -9,6 +9,7 @@
 //! again at each use, so a restored record works without a restart.
 
 use crate::{
+    groups::GroupRecord,
     layout::{IDENTITY, RECORD, Shelf},
     record::{SnapshotRecord, Versioned, VolumeRecord, parse},
 };
@@ -73,6 +74,7 @@ pub(crate) struct Catalog {
 struct Memory {
     volumes: Mutex<Rows>,
     snapshots: Mutex<Rows>,
+    groups: Mutex<Rows>,
 }
 
 #[derive(Default)]
@@ -115,6 +117,7 @@ impl Catalog {
         let memory = Memory {
             volumes: Mutex::new(load_shelf::<VolumeRecord>(pool)?),
             snapshots: Mutex::new(load_shelf::<SnapshotRecord>(pool)?),
+            groups: Mutex::new(load_shelf::<GroupRecord>(pool)?),
         };
         Ok(Self { pool: pool.to_owned(), memory: Some(memory) })
     }
@@ -129,6 +132,7 @@ impl Catalog {
         let rows = match shelf {
             Shelf::Volumes => &memory.volumes,
             Shelf::Snapshots => &memory.snapshots,
+            Shelf::Groups => &memory.groups,
         };
         Some(rows.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -8,8 +8,11 @@
 //!   .larder/scratch/              temporary files
 //!   volumes/<native>/             record.json and the medium's data
 //!   snapshots/<native>/           likewise
+//!   groups/<native>/              record.json, which names the group's snapshots
+//!   groups/<native>/members/…     snapshots of a new group, on their way to snapshots/
 //!   creating/volume-<native>/     under construction; becomes visible by being renamed
 //!   creating/snapshot-<native>/
+//!   creating/group-<native>/
 //!   deleting/volume-<native>.…/   renamed aside, being removed
 //!   static/<native>…              put there by an administrator; <native>.larder.json is its record
 //! ```
@@ -25,23 +28,26 @@ pub(crate) const IDENTITY: &str = "larder-pool.json";
 pub(crate) const CREATING: &str = "creating";
 pub(crate) const DELETING: &str = "deleting";
 pub(crate) const STATIC: &str = "static";
+/// In a group's folder: its snapshots, until they are in their own places.
+pub(crate) const MEMBERS: &str = "members";
 pub(crate) const LOCKS: &str = ".larder/locks";
 pub(crate) const SCRATCH: &str = ".larder/scratch";
 /// Follows the name of a static volume in the name of its record.
 pub(crate) const STATIC_RECORD: &str = ".larder.json";
 /// What makes up a pool besides its identity, parents first.
-pub(crate) const FOLDERS: [&str; 8] =
-    [".larder", LOCKS, SCRATCH, "volumes", "snapshots", CREATING, DELETING, STATIC];
+pub(crate) const FOLDERS: [&str; 9] =
+    [".larder", LOCKS, SCRATCH, "volumes", "snapshots", "groups", CREATING, DELETING, STATIC];
 
 pub(crate) fn owner_lock(pool: &Path) -> PathBuf {
     pool.join(".larder").join("lock")
 }
 
-/// Volumes and snapshots: two key spaces of names in one pool.
+/// Volumes, snapshots and groups of snapshots: key spaces of names in one pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Shelf {
     Volumes,
     Snapshots,
+    Groups,
 }
 
 impl Shelf {
@@ -50,6 +56,7 @@ impl Shelf {
         match self {
             Self::Volumes => "volume",
             Self::Snapshots => "snapshot",
+            Self::Groups => "group",
         }
     }
     /// Where all of them are.
@@ -57,6 +64,7 @@ impl Shelf {
         pool.join(match self {
             Self::Volumes => "volumes",
             Self::Snapshots => "snapshots",
+            Self::Groups => "groups",
         })
     }
     /// Where one of them is.
@@ -91,7 +99,7 @@ pub(crate) fn parse_grave(name: &str) -> Option<(Shelf, Native)> {
 
 /// What `name`, in `creating`, is; None: it is not ours.
 pub(crate) fn parse_work(name: &str) -> Option<(Shelf, Native)> {
-    [Shelf::Volumes, Shelf::Snapshots].into_iter().find_map(|shelf| {
+    [Shelf::Volumes, Shelf::Snapshots, Shelf::Groups].into_iter().find_map(|shelf| {
         let native = name.strip_prefix(shelf.word())?.strip_prefix('-')?;
         Some((shelf, native.parse().ok()?))
     })
@@ -104,7 +112,7 @@ mod tests {
     #[test]
     fn working_names_are_read_back_and_foreign_ones_are_not() {
         let native: Native = "a.b-c".parse().unwrap();
-        for shelf in [Shelf::Volumes, Shelf::Snapshots] {
+        for shelf in [Shelf::Volumes, Shelf::Snapshots, Shelf::Groups] {
             let site = shelf.building_site(Path::new("/p"), &native);
             let name = site.file_name().unwrap().to_str().unwrap();
             assert_eq!(parse_work(name), Some((shelf, native.clone())));

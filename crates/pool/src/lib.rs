@@ -23,6 +23,7 @@
 //! | `recover` | mending what a killed process left |
 //! | `claims` | who works on which name |
 //! | `room` | over-provisioning, reserve, capacity |
+//! | `groups` | snapshots of several volumes, made and deleted as a whole |
 //! | `volumes`, `snapshots`, `statics`, `listing`, `health`, `node` | the operations |
 
 pub mod backend;
@@ -31,6 +32,7 @@ mod catalog;
 mod claims;
 pub mod config;
 pub mod entry;
+mod groups;
 mod health;
 pub mod identity;
 mod layout;
@@ -51,7 +53,7 @@ pub use backend::LocalBackend;
 pub use config::{MountRule, PoolConfig};
 pub use entry::{Entry, SnapshotEntry};
 pub use identity::{Identity, init, read as identity};
-pub use medium::{Medium, Origin, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
+pub use medium::{Medium, Origin, Part, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
 pub use owner::{OwnerNote, owner};
 pub use pool::Pool;
 pub use record::{Access, FileMark, SnapshotRecord, SourceRef, VolumeRecord};

@@ -29,7 +29,7 @@ use crate::{
     record::medium_value,
 };
 use larder_model::{
-    Bytes, Cx, Params, PoolName, Result, VolumeId,
+    Bytes, Cx, Fault, Params, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
     volume::{Attributes, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
 };
@@ -112,6 +112,21 @@ pub trait Medium: Send + Sync + 'static {
     /// # Errors
     /// `Exhausted`, I/O, `Precondition` (writes cannot be held back).
     fn cut(&self, pool: &Pool, volume: &Entry, folder: &Path, cx: &Cx) -> Result<SnapshotFacts>;
+
+    /// Whether [`Medium::cut_together`] is possible; if so, the driver offers group snapshots.
+    fn cuts_together(&self) -> bool {
+        false
+    }
+
+    /// Makes snapshots of several volumes, each in its own folder, at one point of all their write
+    /// streams; says for each, in the order of `parts`, what [`Medium::cut`] would say.
+    ///
+    /// # Errors
+    /// As [`Medium::cut`]; `Precondition` where the writes of one of them cannot be held back.
+    fn cut_together(&self, pool: &Pool, parts: &[Part<'_>], cx: &Cx) -> Result<Vec<SnapshotFacts>> {
+        let _ = (pool, parts, cx);
+        Err(Fault::unsupported(format!("cut {} volumes together", self.kind())))
+    }
 
     /// Makes the volume's data `size` large, above its recorded size; the record follows. After an
     /// error the data has its former size.
@@ -311,7 +326,7 @@ impl PlanRequest<'_> {
             return range.pick(default, min, step);
         }
         if let Some(limit) = range.limit.filter(|limit| *limit < least) {
-            return Err(larder_model::Fault::out_of_range(format!(
+            return Err(Fault::out_of_range(format!(
                 "make volume {} from {}: that has {least}, above the limit {limit}",
                 self.spec.id,
                 origin.describe()
@@ -347,6 +362,15 @@ impl Plan {
     pub fn medium<T: DeserializeOwned>(&self) -> Result<T> {
         medium_value(&self.medium, Path::new("a new volume"))
     }
+}
+
+/// One of several volumes that are cut at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The volume.
+    pub volume: &'a Entry,
+    /// Where its snapshot is made: a folder that is empty and new.
+    pub folder: &'a Path,
 }
 
 /// What [`Medium::cut`] made.

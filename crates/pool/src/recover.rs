@@ -1,6 +1,7 @@
 //! Mending what a killed process left.
 //!
-//! Only two folders can hold left-overs, because each change of a pool is one rename:
+//! Only two folders can hold left-overs, because each change of a pool is one rename (groups of
+//! snapshots, which are several, have an order of their own: see [`groups`]):
 //! - `creating`: never acknowledged, never visible. Moved to `deleting` before the pool serves, since
 //!   the next call for that name builds at the same place;
 //! - `deleting`: gone for everybody already. Removed in a thread of its own, so that a start does
@@ -9,6 +10,7 @@
 //! What has a name that we do not give is left alone and said in the log.
 
 use crate::{
+    groups,
     layout::{CREATING, DELETING, LOCKS, STATIC, STATIC_RECORD, Shelf, parse_grave, parse_work},
     medium::Medium,
     pool::Pool,
@@ -50,6 +52,7 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool, cx: &Cx) -> Result<
             .map_err(|e| Fault::io(format!("move {} aside", path.display()), e))?;
         tracing::info!(pool = %pool.name(), "took back the unfinished {shelf} {native}");
     }
+    groups::mend(pool, cx)?;
     let graves = works(&pool.path().join(DELETING), parse_grave)?;
     if graves.is_empty() {
         return Ok(());
@@ -88,6 +91,9 @@ pub(crate) fn bury<M: Medium>(medium: &M, pool: &Pool, grave: &Path, cx: &Cx) ->
 /// Removes a folder that nobody can see: in `creating` or `deleting`.
 pub(crate) fn clear<M: Medium>(medium: &M, pool: &Pool, folder: &Path, cx: &Cx) -> Result<()> {
     if folder.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        for member in groups::members_in(folder)? {
+            medium.remove(pool, &member, cx)?;
+        }
         medium.remove(pool, folder, cx)?;
     }
     durable::remove_tree(folder)
@@ -101,7 +107,10 @@ pub(crate) fn graves_of(pool: &Pool, shelf: Shelf, native: &Native) -> Result<Ve
 
 type Work = (PathBuf, Shelf, Native);
 
-fn works(folder: &Path, parse: fn(&str) -> Option<(Shelf, Native)>) -> Result<Vec<Work>> {
+pub(crate) fn works(
+    folder: &Path,
+    parse: fn(&str) -> Option<(Shelf, Native)>,
+) -> Result<Vec<Work>> {
     let io = |e| Fault::io(format!("list {}", folder.display()), e);
     let mut works = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {

@@ -5,9 +5,10 @@
 use crate::{
     backend::Core,
     build::{build, raze},
-    entry::SnapshotEntry,
+    entry::{Entry, SnapshotEntry},
+    groups,
     layout::Shelf,
-    medium::{Medium, Origin},
+    medium::{Medium, Origin, SnapshotFacts},
     pool::Pool,
     record::{FORMAT, SnapshotRecord},
     volumes::not_absent,
@@ -72,21 +73,7 @@ impl<M: Medium> Core<M> {
             let created = jiff::Timestamp::now();
             let facts = self.medium.cut(pool, &volume, folder, cx)?;
             self.refuse_changed(&Origin::Volume(pool.clone(), volume.clone()))?;
-            Ok(SnapshotRecord {
-                format: FORMAT,
-                id: Uuid::new_v4(),
-                name: spec.name.to_string(),
-                source: source.clone(),
-                source_id: volume.record.id,
-                size: facts.size,
-                created,
-                parameters: spec.parameters.clone(),
-                group: None,
-                file_system: volume.record.file_system,
-                source_medium: volume.record.medium.clone(),
-                medium: facts.medium,
-                rest: Map::new(),
-            })
+            Ok(new_record(spec, &volume, facts, created))
         })?;
         Ok(self.describe_snapshot(&pool.snapshot_entry(native.clone(), record)))
     }
@@ -102,6 +89,7 @@ impl<M: Medium> Core<M> {
             if let Some(entry) = pool.snapshot(native)?
                 && let Some(group) = &entry.record.group
             {
+                let group = groups::shown(id, group);
                 return Err(Fault::invalid(format!("it is a member of group {group}"))
                     .hint("delete the group"));
             }
@@ -129,8 +117,32 @@ impl<M: Medium> Core<M> {
             size: record.size,
             created: record.created,
             ready: true,
-            group: record.group.clone(),
+            group: record.group.as_ref().map(|group| groups::shown(&entry.id, group)),
             topology: self.medium.facts().scope.segments().into_iter().collect(),
         }
+    }
+}
+
+/// The record of what was just cut from `volume`.
+pub(crate) fn new_record(
+    spec: &SnapshotSpec,
+    volume: &Entry,
+    facts: SnapshotFacts,
+    created: jiff::Timestamp,
+) -> SnapshotRecord {
+    SnapshotRecord {
+        format: FORMAT,
+        id: Uuid::new_v4(),
+        name: spec.name.to_string(),
+        source: spec.source.native().clone(),
+        source_id: volume.record.id,
+        size: facts.size,
+        created,
+        parameters: spec.parameters.clone(),
+        group: None,
+        file_system: volume.record.file_system,
+        source_medium: volume.record.medium.clone(),
+        medium: facts.medium,
+        rest: Map::new(),
     }
 }

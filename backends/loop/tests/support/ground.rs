@@ -15,7 +15,8 @@ use larder_model::{
     PoolName, Provision, Result, Secrets, SnapshotId, VolumeCapability, VolumeId,
     backend::{Attachment, ConnectRequest, Expand, Snapshots, Source},
     volume::{
-        Attributes, ContentSource, FormatState, Snapshot, SnapshotSpec, Volume, VolumeSpec, context,
+        Attributes, ContentSource, FormatState, GroupSnapshot, Snapshot, SnapshotSpec, Volume,
+        VolumeSpec, context,
     },
 };
 use larder_pool::{LocalBackend, OwnerNote, PoolConfig};
@@ -439,6 +440,19 @@ impl Driver {
 
     pub(crate) async fn unstage(&self, staged: &Staged) -> Result<()> {
         self.unmount(&staged.target).await?;
+        for _ in 0..40 {
+            match self.disconnect(staged).await {
+                // Other tests of this process look at all loop devices, and open them for that.
+                Err(fault) if fault.kind() == Kind::Precondition => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                done => return done,
+            }
+        }
+        self.disconnect(staged).await
+    }
+
+    async fn disconnect(&self, staged: &Staged) -> Result<()> {
         self.backend.disconnect(&staged.volume.id, Some(&staged.attachment), &Cx::new()).await
     }
 
@@ -517,4 +531,26 @@ pub(crate) async fn restored(driver: &Driver, snapshot: &SnapshotId, fs: FsType)
         FsType::Btrfs => run("btrfs", &["check", "--readonly", &image]),
     };
     driver.stage(&volume).await.unwrap()
+}
+
+/// What a group of snapshots of these volumes is made of.
+pub(crate) fn group_specs(name: &str, volumes: &[VolumeId]) -> (SnapshotId, Vec<SnapshotSpec>) {
+    let specs: Vec<_> =
+        volumes.iter().map(|v| snapshot_spec(v, &format!("{name}-{}", v.native()))).collect();
+    (SnapshotId::new(volumes[0].pool().clone(), name.parse().unwrap()), specs)
+}
+
+pub(crate) async fn cut_group(
+    driver: &Driver,
+    name: &str,
+    volumes: &[VolumeId],
+) -> Result<GroupSnapshot> {
+    let (id, specs) = group_specs(name, volumes);
+    driver.backend.groups().unwrap().ensure_group(&id, name, &specs, &Cx::new()).await
+}
+
+pub(crate) async fn delete_group(driver: &Driver, name: &str, volumes: &[VolumeId]) -> Result<()> {
+    let (id, specs) = group_specs(name, volumes);
+    let members: Vec<_> = specs.into_iter().map(|spec| spec.id).collect();
+    driver.backend.groups().unwrap().delete_group(&id, &members, &Cx::new()).await
 }

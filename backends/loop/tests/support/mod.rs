@@ -1,6 +1,7 @@
 //! What all tests on a real kernel share.
 
 mod ground;
+pub(crate) mod writer;
 
 pub(crate) use ground::*;
 

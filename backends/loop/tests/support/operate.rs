@@ -1,6 +1,6 @@
 //! One operation of the `loop` backend in a process of its own, without a server:
 //! `operate ROOT create NAME FS|block SIZE`, `clone NAME SOURCE`, `cut SOURCE SNAPSHOT`,
-//! `expand NAME SIZE`, `delete NAME`, `delete-snapshot NAME`, `connect NAME`, `disconnect NAME`.
+//! `cut-group NAME SOURCE…`, `delete-group NAME SOURCE…`, `expand NAME SIZE`, `delete NAME`, `delete-snapshot NAME`, `connect NAME`, `disconnect NAME`.
 //!
 //! Tests run it to kill it: with `LARDER_CRASH_AT=N` in its environment it dies at its N-th step, as
 //! by `kill -9`. `ROOT/pools/*` are the pools.
@@ -62,6 +62,17 @@ async fn operate(driver: &Driver, args: &[&str]) -> Result<()> {
         ["delete-snapshot", name] => {
             let id = SnapshotId::new("default".parse()?, name.parse()?);
             driver.delete_snapshot(&id).await
+        }
+        ["cut-group", name, ..] => ground::cut_group(
+            driver,
+            name,
+            &args[2..].iter().map(|v| volume(v)).collect::<Vec<_>>(),
+        )
+        .await
+        .map(drop),
+        ["delete-group", name, ..] => {
+            let volumes: Vec<_> = args[2..].iter().map(|v| volume(v)).collect();
+            ground::delete_group(driver, name, &volumes).await
         }
         ["connect", name] => {
             let volume = driver.backend.get_volume(&volume(name)).await?;

@@ -75,6 +75,11 @@ pub(crate) fn ids(field: &str, values: Vec<String>) -> Result<Vec<String>> {
     if values.is_empty() { Err(missing(field)) } else { each(field, values, |f, v| id(f, v)) }
 }
 
+/// Ids, perhaps none.
+pub(crate) fn any_ids(field: &str, values: Vec<String>) -> Result<Vec<String>> {
+    if values.is_empty() { Ok(values) } else { ids(field, values) }
+}
+
 /// The name of a volume, snapshot or group that shall exist.
 pub(crate) fn name(value: String) -> Result<String> {
     if value.is_empty() {

@@ -84,14 +84,7 @@ fn mode(mode: Mode) -> Value {
 
 /// A group of one volume; returns the id of its member.
 async fn grouped(rig: &Rig) -> String {
-    let client = rig.driver.client();
-    let request = csi::CreateVolumeGroupSnapshotRequest {
-        name: "group".to_owned(),
-        source_volume_ids: vec![VOLUME.to_owned()],
-        ..Default::default()
-    };
-    let group = client.group_controller().create_volume_group_snapshot(request).await.unwrap();
-    group.into_inner().group_snapshot.unwrap().snapshots.remove(0).snapshot_id
+    rig.group().await
 }
 
 async fn identity_and_general(rpc: &str, condition: &str) -> Option<Proof> {

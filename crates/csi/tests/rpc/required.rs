@@ -62,6 +62,11 @@ fn lacking(rpc: &str, item: &str, valid: &DynamicMessage) -> Vec<(String, Dynami
             let request = without(valid, "staging_target_path");
             vec![(item.to_owned(), request, Code::FailedPrecondition)]
         }
+        // Of a group that exists; see below for others.
+        "snapshot_ids (>=1)" => {
+            let group = Value::String(valid::GROUP.to_owned());
+            one(item, without(&with(valid, "group_snapshot_id", group), "snapshot_ids"))
+        }
         "(none; max_entries negative is invalid)"
         | "(none; 1.13+; max_entries negative is invalid)" => {
             one(item, with(valid, "max_entries", Value::I32(-1)))
@@ -100,6 +105,7 @@ fn items(row: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_request_without_a_required_field_is_invalid() {
     let rig = Rig::filled(Memory::default()).await;
+    rig.group().await;
     let clients = [rig.driver.client(), rig.remote().await];
     let mut seen = BTreeSet::new();
     let mut cases = 0;
@@ -124,6 +130,22 @@ async fn a_request_without_a_required_field_is_invalid() {
     let all: BTreeSet<&str> = csi::METHODS.iter().map(|method| method.name).collect();
     assert_eq!(seen, all, "every RPC has a row");
     assert!(cases > 60, "{cases}");
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_exist_needs_no_members() {
+    let rig = Rig::filled(Memory::default()).await;
+    let client = rig.driver.client();
+    for (rpc, expected) in
+        [("DeleteVolumeGroupSnapshot", Code::Ok), ("GetVolumeGroupSnapshot", Code::NotFound)]
+    {
+        let request = without(&valid::request(rpc, rig.folder()), "snapshot_ids");
+        for id in ["default/no-group", "not an id of ours"] {
+            let request = with(&request, "group_snapshot_id", Value::String(id.to_owned()));
+            let answer = call(&client, message::method(rpc), &request).await;
+            assert_eq!(code(&answer), expected, "{rpc} of {id}: {answer:?}");
+        }
+    }
 }
 
 /// Guards the tests that break valid requests: were they invalid already, those would prove nothing.

@@ -116,6 +116,18 @@ impl Rig {
         }
     }
 
+    /// Makes the group of [`crate::valid`], of one volume; returns its member.
+    pub(crate) async fn group(&self) -> String {
+        let request = csi::CreateVolumeGroupSnapshotRequest {
+            name: "group".to_owned(),
+            source_volume_ids: vec![valid::VOLUME.to_owned()],
+            ..Default::default()
+        };
+        let mut client = self.driver.client().group_controller();
+        let group = client.create_volume_group_snapshot(request).await.unwrap();
+        group.into_inner().group_snapshot.unwrap().snapshots.remove(0).snapshot_id
+    }
+
     /// Its folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()

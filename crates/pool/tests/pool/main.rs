@@ -14,6 +14,7 @@ mod crash;
 mod damage;
 mod formats;
 mod full;
+mod groups;
 mod listing;
 mod lives;
 mod power;

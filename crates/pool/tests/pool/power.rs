@@ -5,11 +5,11 @@
 //! is found in the copy is there because of our own fsyncs.
 
 use crate::support::{
-    Bench, Calls, FakeMedium, copied, crash_at, file_names, sized, snapshot, volume,
+    Bench, Calls, FakeMedium, copied, crash_at, file_names, sized, snapshot, snapshot_spec, volume,
 };
 use larder_host::{Host, LoopRequest, command::Command, image};
 use larder_model::{
-    Backend, Bytes, Cx, FsType, Provision, Secrets,
+    Backend, Bytes, Cx, FsType, Kind, Provision, Secrets,
     volume::{ContentSource, FormatState},
 };
 use larder_pool::{LocalBackend, OwnerNote, PoolConfig};
@@ -243,4 +243,64 @@ async fn what_a_restart_finds_is_durable_before_it_is_acted_upon(
     let after = boot.start().await;
     after.get("a/v").await.unwrap();
     assert_eq!(after.format_state(&volume("a/old")).await.unwrap(), FormatState::Raw);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_power_cut_at_any_step_leaves_a_group_whole_or_absent(
+    #[values(FsType::Ext4, FsType::Xfs, FsType::Btrfs)] fs: FsType,
+) {
+    let mut machine = Machine::new(fs);
+    let backend = machine.bench.start().await;
+    for id in ["a/u", "a/v"] {
+        backend.create(&sized(id, Bytes::mib(8), None)).await.unwrap();
+    }
+    let mut backend = backend;
+    for (deleted, steps) in [(false, 10), (true, 8)] {
+        for step in 1.. {
+            let names = [format!("a/g{step}-1"), format!("a/g{step}-2")];
+            let (id, name) = (snapshot(&format!("a/g{step}")), format!("g{step}"));
+            let specs = [snapshot_spec(&names[0], "a/u"), snapshot_spec(&names[1], "a/v")];
+            let ids = names.each_ref().map(|name| snapshot(name));
+            let (plan, cx) = (crash_at(step), Cx::new());
+            let groups = backend.groups().unwrap();
+            let done = if deleted {
+                groups.ensure_group(&id, &name, &specs, &cx).await.unwrap();
+                groups.delete_group(&id, &ids, &plan.cx()).await
+            } else {
+                groups.ensure_group(&id, &name, &specs, &plan.cx()).await.map(drop)
+            };
+            let boot = machine.cut();
+            let after = boot.start().await;
+            boot.clean().await;
+            let seen = after.snapshot_ids().await;
+            let seen = names.iter().filter(|name| seen.contains(name)).count();
+            let groups = after.groups().unwrap();
+            match groups.get_group(&id).await {
+                Ok(group) => {
+                    assert_eq!((group.snapshots.len(), seen), (2, 2), "cut at step {step}");
+                    assert!(!deleted || done.is_err(), "acknowledged");
+                }
+                Err(fault) => {
+                    assert_eq!((fault.kind(), seen), (Kind::NotFound, 0), "cut at step {step}");
+                    assert!(deleted || done.is_err(), "acknowledged");
+                }
+            }
+            groups.ensure_group(&id, &name, &specs, &cx).await.unwrap();
+            for name in &names {
+                let native = name.split_once('/').unwrap().1;
+                let data = boot.place.join("snapshots").join(native).join("data/content");
+                assert_eq!(std::fs::read_to_string(data).unwrap(), "new");
+            }
+            groups.delete_group(&id, &ids, &cx).await.unwrap();
+            boot.clean().await;
+            drop(after);
+            drop(backend);
+            backend = machine.bench.start().await;
+            if done.is_ok() {
+                assert!(step > steps, "steps: {:?}", plan.steps());
+                break;
+            }
+        }
+    }
 }

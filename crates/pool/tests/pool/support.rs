@@ -14,7 +14,7 @@ use larder_model::{
     },
 };
 use larder_pool::{
-    Entry, LocalBackend, Medium, Origin, OwnerNote, Plan, PlanRequest, Pool, PoolConfig,
+    Entry, LocalBackend, Medium, Origin, OwnerNote, Part, Plan, PlanRequest, Pool, PoolConfig,
     PoolTraits, SnapshotFacts, StaticFacts,
 };
 use std::{
@@ -160,6 +160,16 @@ impl Medium for FakeMedium {
     fn cut(&self, _: &Pool, volume: &Entry, folder: &Path, cx: &Cx) -> Result<SnapshotFacts> {
         self.copy(&volume.data, folder, cx)?;
         Ok(SnapshotFacts { size: volume.record.size, medium: serde_json::Value::Null })
+    }
+    fn cuts_together(&self) -> bool {
+        true
+    }
+    fn cut_together(&self, _: &Pool, parts: &[Part<'_>], cx: &Cx) -> Result<Vec<SnapshotFacts>> {
+        let cut = parts.iter().map(|Part { volume, folder }| {
+            self.copy(&volume.data, folder, cx)?;
+            Ok(SnapshotFacts { size: volume.record.size, medium: serde_json::Value::Null })
+        });
+        cut.collect()
     }
     fn grow(&self, _: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {
         Self::write(&volume.data.join("grown"), size.to_string().as_bytes())?;
@@ -359,6 +369,15 @@ impl Bench {
                     let line = format!("{} {} {content}", record["size"], record["source"]);
                     state.insert(key, line);
                 }
+            }
+            for native in file_names(&pool.join("groups")) {
+                let folder = pool.join("groups").join(&native);
+                assert_eq!(file_names(&folder), BTreeSet::from(["record.json".to_owned()]));
+                let text = fs::read_to_string(folder.join("record.json")).unwrap();
+                let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+                let members = record["members"].as_array().unwrap().iter();
+                let members: Vec<_> = members.map(|m| m["native"].to_string()).collect();
+                state.insert(format!("groups {name}/{native}"), members.join(" "));
             }
             for folder in ["creating", "deleting", ".larder/scratch", "static"] {
                 let left = file_names(&pool.join(folder));

@@ -68,7 +68,7 @@ impl ControlEngine {
         let inner = &*self.0;
         inner.groups()?;
         let id = found(inner.handle(&request.group_snapshot_id, "group_snapshot_id"))?;
-        some_members(&request)?;
+        whole_ids(&request)?;
         let Some(id) = id.map(SnapshotId) else { return Ok(()) };
         let ids = request.snapshot_ids.iter().map(|id| inner.snapshot_id(id));
         // What cannot be a snapshot of ours cannot be a member either: `None`.
@@ -98,7 +98,7 @@ impl ControlEngine {
         self.check_ready()?;
         let groups = self.0.groups()?;
         let id = SnapshotId(self.0.handle(&request.group_snapshot_id, "group_snapshot_id")?);
-        some_members(&request)?;
+        whole_ids(&request)?;
         let group = groups.get_group(&id).await?;
         let wanted: BTreeSet<&str> = request.snapshot_ids.iter().map(String::as_str).collect();
         let members: BTreeSet<&str> = group.snapshots.iter().map(|s| s.id.as_str()).collect();
@@ -177,10 +177,11 @@ fn member_name(group: &RequestedName, source: &VolumeId) -> Result<RequestedName
     format!("{}-{digest}", head.trim_end_matches(['-', '.'])).parse()
 }
 
-fn some_members(request: &GroupMembers) -> Result<()> {
-    if request.snapshot_ids.is_empty() || request.snapshot_ids.iter().any(String::is_empty) {
-        return Err(Fault::invalid("find a group without the ids of its snapshots")
-            .hint("name all of them in snapshot_ids"));
+/// None at all are refused for a group that exists, since they are not its members.
+fn whole_ids(request: &GroupMembers) -> Result<()> {
+    if request.snapshot_ids.iter().any(String::is_empty) {
+        return Err(Fault::invalid("find a group: one of snapshot_ids is empty")
+            .hint("name all of its snapshots in snapshot_ids"));
     }
     Ok(())
 }
