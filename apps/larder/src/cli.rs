@@ -118,7 +118,7 @@ pub(crate) enum Volume {
         /// Name or id (POOL/NAME).
         volume: String,
         /// The new size, as in 20Gi.
-        #[arg(long)]
+        #[arg(long, value_parser = parse_size)]
         size: Bytes,
         #[command(flatten)]
         target: Target,
@@ -174,7 +174,7 @@ pub(crate) struct CreateVolume {
     /// Its name.
     pub(crate) name: String,
     /// Its size, as in 10Gi; the driver's default where it is left out.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_size)]
     pub(crate) size: Option<Bytes>,
     /// The pool; the driver's default where it is left out.
     #[arg(long)]
@@ -307,6 +307,14 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<Bytes, String> {
+    match text.parse() {
+        Ok(Bytes::ZERO) => Err("a volume has a size above 0".to_owned()),
+        Ok(size) => Ok(size),
+        Err(fault) => Err(larder_model::Fault::to_string(&fault)),
     }
 }
 

@@ -44,6 +44,8 @@ async fn failures_exit_with_the_status_of_their_kind(#[case] served: bool) {
         (2, "volume", "Usage"),
         (2, "volume create", "<NAME>"),
         (2, "volume create data --size many", "--size"),
+        (2, "volume create x --size 0", "above 0"),
+        (2, "volume expand data --size 0Gi", "above 0"),
         (2, "volume create x --param y", "KEY=VALUE"),
         (2, "volume create x --param foo=bar", "unknown parameter \"foo\""),
         (2, "volume create x --param csi.storage.k8s.io/pvc/name=y", "belongs to Kubernetes"),

@@ -1,6 +1,6 @@
 //! `-o`: tables for people, JSON and YAML for scripts, the same everywhere.
 
-use crate::support::{Site, shell};
+use crate::support::{Site, program, shell};
 use serde_json::Value;
 
 /// A site with something of everything.
@@ -120,6 +120,17 @@ fn the_list_tells_the_health_of_each_volume() {
     assert!(wide.contains(lost), "{wide}");
     let shown = site.ok(&["volume", "show", "lost"]);
     assert!(shown.contains("HEALTH:") && shown.contains("image"), "{shown}");
+}
+
+#[test]
+fn logs_go_beside_the_output() {
+    let site = Site::new("dir", "xfs");
+    let mut command = program();
+    command.args(["volume", "ls", "-o", "json"]).env("LARDER_CONFIG", site.config());
+    let output = command.env("LARDER_LOG", "debug").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "[]");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("ListVolumes"), "{said}");
 }
 
 #[test]

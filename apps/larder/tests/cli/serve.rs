@@ -290,3 +290,37 @@ async fn a_server_that_is_killed_leaves_nothing_that_keeps_the_next_one_away() {
     site.ok(&["volume", "unmount", "a"]);
     assert!(next.stop().success());
 }
+
+#[tokio::test]
+async fn an_http_address_that_is_taken_ends_it_before_anything_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (log, endpoint) = (Log::of(dir.path()), endpoint(dir.path()));
+    let socket = endpoint.to_string();
+    let mut command = serve(dir.path(), &["--endpoint", &socket, "--http", &address]);
+    log.write_into(&mut command);
+    assert_eq!(Server::run(&mut command, &endpoint).wait().code(), Some(5));
+    let last = log.text().lines().last().unwrap().to_owned();
+    assert!(last.contains(&address) && last.contains("--http"), "{last}");
+    assert!(!endpoint.path().exists());
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_a_pool_can_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path().join("pool");
+    let init = program().args(["pool", "init", "--backend", "dir", "--path"]).arg(&pool).output();
+    assert!(init.unwrap().status.success());
+    std::fs::create_dir_all(pool.join(".larder")).unwrap();
+    let lock = pool.join(".larder/lock");
+    let held = larder_host::lock::FileLock::try_exclusive(&lock).unwrap().unwrap();
+    let (log, endpoint) = (Log::of(dir.path()), endpoint(dir.path()));
+    let mut command = serve(dir.path(), &["--endpoint", &endpoint.to_string()]);
+    log.write_into(&mut command);
+    let mut server = Server::run(&mut command, &endpoint);
+    log.line("listening").await;
+    assert!(server.stop().success(), "{}", log.text());
+    assert!(!endpoint.path().exists());
+    drop(held);
+}
