@@ -28,7 +28,6 @@ use crate::{
     medium::{Medium, Origin, Part},
     pool::{Pool, text_of},
     snapshots::new_record,
-    volumes::refuse_formatting,
 };
 use async_trait::async_trait;
 use larder_host::durable;
@@ -67,13 +66,15 @@ impl<M: Medium> Core<M> {
             return Err(Fault::invalid(format!("cut group {id}: it needs members, each once")));
         }
         let pool = self.places.get(id.pool())?;
-        let _claim = self.claims.alone(Shelf::Groups, id.native(), "cut")?;
+        let _claim =
+            self.claims.alone(Shelf::Groups, id.native(), format!("cut group {id}"), cx)?;
         let _lock = pool.shared_lock(Shelf::Groups, id.native(), "use", true)?;
         let work = || {
             let mut held = Vec::new();
             for member in *members {
                 let native = member.id.native();
-                let claim = self.claims.alone(Shelf::Snapshots, native, "cut with a group")?;
+                let what = format!("cut snapshot {} of group {id}", member.id);
+                let claim = self.claims.alone(Shelf::Snapshots, native, what, cx)?;
                 held.push((claim, pool.shared_lock(Shelf::Snapshots, native, "use", true)?));
             }
             self.cut_group_or_match(&pool, wanted, cx)
@@ -104,15 +105,15 @@ impl<M: Medium> Core<M> {
         let mut volumes = Vec::new();
         for member in wanted.members {
             let source = member.source.native();
-            let what = format!("cut as {}", member.id);
+            let what = format!("cut volume {} as snapshot {}", member.source, member.id);
             reading.push((
-                self.claims.together(Shelf::Volumes, source, &what)?,
+                self.claims.together(Shelf::Volumes, source, what, cx)?,
                 pool.shared_lock(Shelf::Volumes, source, "use", false)?,
             ));
             let volume = self
                 .lookup(pool, source)?
                 .ok_or_else(|| Fault::not_found(format!("find volume {}", member.source)))?;
-            refuse_formatting(&volume)?;
+            self.refuse_formatting(pool, &volume)?;
             volumes.push(volume);
         }
         let _promise = pool.promise(Bytes::ZERO, Bytes::ZERO)?;
@@ -198,12 +199,13 @@ impl<M: Medium> Core<M> {
         let during = |fault: Fault| fault.during(format!("delete group {id}"));
         let native = id.native();
         let pool = self.places.get(id.pool()).map_err(during)?;
-        let _claim = self.claims.alone(Shelf::Groups, native, "deleted")?;
+        let _claim = self.claims.alone(Shelf::Groups, native, format!("delete group {id}"), cx)?;
         let lock = pool.shared_lock(Shelf::Groups, native, "use", true)?;
         let mut held = Vec::new();
         for member in members.iter().filter(|member| member.pool() == pool.name()) {
             let native = member.native();
-            let claim = self.claims.alone(Shelf::Snapshots, native, "deleted with its group")?;
+            let what = format!("delete snapshot {member} of group {id}");
+            let claim = self.claims.alone(Shelf::Snapshots, native, what, cx)?;
             held.push((claim, native, pool.shared_lock(Shelf::Snapshots, native, "use", true)?));
         }
         let delete = || match self.group_record(&pool, native)? {
