@@ -8,7 +8,7 @@ use crate::{
     layout::IDENTITY,
     record::{Versioned, parse},
 };
-use larder_host::durable;
+use larder_host::{Host, durable};
 use larder_model::{Fault, Kind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -69,8 +69,10 @@ pub(crate) fn read_file(path: &Path) -> Result<Option<(Identity, FileId)>> {
 /// The identity of the pool in `path`; None: it is no pool.
 ///
 /// # Errors
-/// `Corrupt`, I/O.
+/// `Unavailable` where its file system does not answer; `Corrupt`, I/O.
 pub fn read(path: &Path) -> Result<Option<Identity>> {
+    // Commands look here before they find the server that would tell them.
+    Host::real().filesystems.answers(path)?;
     Ok(read_file(path)?.map(|(identity, _)| identity))
 }
 

@@ -173,6 +173,10 @@ fn overlap(found: &mut Findings, at: &str, path: &Path, others: &[(String, PathB
 /// What can be seen of the pool now. It may come up later, so nothing here is fatal but a file.
 fn on_disk(found: &mut Findings, at: &str, name: &PoolName, pool: &larder_pool::PoolConfig) {
     let path = &pool.path;
+    // Whoever looks at what a dead server holds waits for ever.
+    if let Err(fault) = larder_host::Host::real().filesystems.answers(path) {
+        return found.warning(at, fault.to_string());
+    }
     match std::fs::metadata(path) {
         Ok(meta) if !meta.is_dir() => {
             found.error(at, format!("{} is not a directory", path.display()))
