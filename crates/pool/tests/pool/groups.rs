@@ -291,7 +291,7 @@ async fn a_member_that_is_being_restored_is_not_deleted() {
     bench.knobs().while_copying = Some(Box::new(move || {
         let fault = runtime.block_on(uncut(&other, &Cx::new())).unwrap_err();
         assert_eq!(fault.kind(), Kind::Aborted);
-        assert!(fault.to_string().contains("being copied to a/r"), "{fault}");
+        assert!(fault.to_string().contains("held by copy snapshot a/g-2 to volume a/r"), "{fault}");
     }));
     let from = ContentSource::Snapshot(snapshot("a/g-2"));
     backend.create(&copied("a/r", from)).await.unwrap();
