@@ -89,7 +89,9 @@ pub fn advise(pools: &BTreeMap<PoolName, PoolConfig>) -> Result<Vec<(PoolName, S
     let mut advice = Vec::new();
     for (name, config) in pools {
         // What is not there yet is told by others.
-        if let Ok(Enforcement::None { why }) = quota::detect(&config.path) {
+        // One that does not answer is told elsewhere, and must not be waited for.
+        let answers = larder_host::Host::real().filesystems.answers(&config.path).is_ok();
+        if answers && let Ok(Enforcement::None { why }) = quota::detect(&config.path) {
             advice.push((name.clone(), ground::unenforced(name, config, &why)));
         }
     }
