@@ -19,6 +19,7 @@ use rustix::{
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// The mounts of this machine, in the mount namespace of this process.
@@ -175,22 +176,31 @@ impl Mounts for RealMounts {
             Unmount::Normal => UnmountFlags::NOFOLLOW,
             Unmount::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
         };
-        match rustix::mount::unmount(target, flags) {
-            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
-            // Not a mount point; or one that a more privileged namespace has locked here.
-            Err(Errno::INVAL) if !self.is_mount_point(target)? => Ok(()),
-            Err(Errno::INVAL) => Err(Fault::precondition(format!("{}: it is locked", what()))
-                .hint("it was mounted by a more privileged mount namespace; unmount it there")),
-            Err(Errno::BUSY) => {
-                let resolved = resolve_parent(target);
-                let users = users::of_mount(&resolved, &self.table()?);
-                let fault = io_fault(what(), Errno::BUSY).with_kind(Kind::Precondition);
-                Err(match users.as_slice() {
-                    [] => fault.hint("something uses it that cannot be seen from here"),
-                    users => fault.hint(format!("it is used by {}", users.join(", "))),
-                })
+        let end = Instant::now() + users::PASSING;
+        loop {
+            match rustix::mount::unmount(target, flags) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+                // Not a mount point; or one that a more privileged namespace has locked here.
+                Err(Errno::INVAL) if !self.is_mount_point(target)? => return Ok(()),
+                Err(Errno::INVAL) => {
+                    return Err(Fault::precondition(format!("{}: it is locked", what())).hint(
+                        "it was mounted by a more privileged mount namespace; unmount it there",
+                    ));
+                }
+                Err(Errno::BUSY) => {}
+                Err(e) => return Err(io_fault(what(), e)),
             }
-            Err(e) => Err(io_fault(what(), e)),
+            let resolved = resolve_parent(target);
+            let users = users::of_mount(&resolved, &self.table()?);
+            let fault = || io_fault(what(), Errno::BUSY).with_kind(Kind::Precondition);
+            if !users.is_empty() {
+                return Err(fault().hint(format!("it is used by {}", users.join(", "))));
+            }
+            // Whoever looks through /proc, as monitoring does and we do, uses a mount for a moment.
+            if Instant::now() >= end {
+                return Err(fault().hint("something uses it that cannot be seen from here"));
+            }
+            crate::sys::sleep(Duration::from_millis(10));
         }
     }
 

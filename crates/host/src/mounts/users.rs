@@ -251,8 +251,8 @@ fn swap(device: DeviceId, users: &mut BTreeSet<DeviceUser>) -> Result<()> {
     Ok(())
 }
 
-/// How long a claim of nobody who can be seen may take to pass.
-const PASSING: Duration = Duration::from_secs(1);
+/// How long a use by nobody who can be seen may take to pass.
+pub(super) const PASSING: Duration = Duration::from_secs(1);
 
 /// Asks the kernel whether anything claims the device that was not found otherwise.
 ///
