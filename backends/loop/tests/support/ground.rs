@@ -25,7 +25,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub(crate) type Loop = LocalBackend<LoopMedium>;
@@ -166,8 +166,14 @@ impl Ground {
         left
     }
 
+    /// Waits for a while: what a killed process had moved aside is removed in the background.
     #[track_caller]
+    #[allow(clippy::disallowed_methods, reason = "nothing else runs on a test's thread")]
     pub(crate) fn assert_clean(&self) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.left_over().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(self.left_over(), Vec::<String>::new());
     }
 }
