@@ -8,15 +8,15 @@ use crate::{
     params::{self, Allocation, Asked, DEFAULT_SIZE, MIN_SIZE, PARAMETERS, SIZE_STEP, Shape},
     together::Twin,
 };
-use larder_host::{Host, LoopInfo, copy, freeze::Freezer, image};
+use larder_host::{Host, LoopInfo, copy, extents, freeze::Freezer, image};
 use larder_model::{
     AccessMode, Bytes, Cx, Fault, FsType, Kind, NodeName, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
-    volume::{Attributes, Facts, FormatState, HealthEntry, Scope},
+    volume::{Attributes, Extent, Facts, FormatState, HealthEntry, Scope},
 };
 use larder_pool::{
-    Entry, Medium, Origin, Part, Plan, PlanRequest, Pool, PoolConfig, PoolTraits, SnapshotFacts,
-    StaticFacts,
+    Blocks, Entry, Medium, Origin, Part, Plan, PlanRequest, Pool, PoolConfig, PoolTraits,
+    SnapshotEntry, SnapshotFacts, StaticFacts,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -318,6 +318,27 @@ impl Medium for LoopMedium {
             Ok(SnapshotFacts { size: image.size, medium: value(&Cut { consistency })? })
         })
         .collect()
+    }
+
+    fn tracks_blocks(&self) -> bool {
+        true
+    }
+
+    fn blocks(
+        &self,
+        _pool: &Pool,
+        base: Option<&SnapshotEntry>,
+        target: &SnapshotEntry,
+        wanted: Blocks,
+    ) -> Result<Vec<Extent>> {
+        let Blocks { offset, max } = wanted;
+        let size = target.record.size;
+        let image = Image::sound(&target.data, size)?;
+        let Some(base) = base else {
+            return extents::allocated(&image.path, size.get(), offset, max);
+        };
+        let before = Image::sound(&base.data, base.record.size)?;
+        extents::changed(&before.path, &image.path, size.get(), offset, max)
     }
 
     fn grow(&self, _pool: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {

@@ -78,7 +78,7 @@ impl Copier {
             remove_all(twins)?;
         }
         Err(failed.unwrap_or_else(|| {
-            Fault::aborted("cut volumes together: they came into use, or went out of it, meanwhile")
+            Fault::unavailable("cut volumes together: they came into use, or went out of it, meanwhile")
                 .hint("ask again")
         }))
     }

@@ -13,6 +13,7 @@
 //! | [`durable`] | records that survive a power cut, renames, removal of trees |
 //! | [`lock`] | locks between processes |
 //! | [`copy`](mod@copy) | reflinks, sparse copies, copies of whole trees |
+//! | [`extents`] | which bytes of a file hold data, and in which two files differ |
 //! | [`image`] | image files: sparse or preallocated, growth |
 //! | [`freeze`] | freezing a file system with a watchdog that thaws it whatever happens |
 //! | [`group`] | giving a tree to a group |
@@ -38,6 +39,7 @@ pub mod command;
 pub mod copy;
 mod descend;
 pub mod durable;
+pub mod extents;
 pub mod fake;
 pub mod filesystems;
 pub mod freeze;

@@ -18,8 +18,8 @@ use larder_model::{
     Backend, Bytes, CapacityRange, Connect, Cx, PoolName, Provision, Result, Secrets, SnapshotId,
     VolumeId,
     backend::{
-        Attachment, ConnectRequest, Expand, GetCapacity, Groups, Health, ListVolumes, Parameter,
-        Snapshots, Source,
+        Attachment, ChangedBlocks, ConnectRequest, Expand, GetCapacity, Groups, Health,
+        ListVolumes, Parameter, Snapshots, Source,
     },
     volume::{
         Attributes, Capacity, Facts, FormatState, HealthEntry, Listed, Page, PoolStatus, Snapshot,
@@ -182,6 +182,9 @@ impl<M: Medium> Provision for LocalBackend<M> {
     }
     fn groups(&self) -> Option<&dyn Groups> {
         self.0.medium.cuts_together().then_some(self)
+    }
+    fn changed_blocks(&self) -> Option<&dyn ChangedBlocks> {
+        self.0.medium.tracks_blocks().then_some(self)
     }
     fn health(&self) -> Option<&dyn Health> {
         Some(self)

@@ -24,9 +24,11 @@
 //! | `claims` | who works on which name |
 //! | `room` | over-provisioning, reserve, capacity |
 //! | `groups` | snapshots of several volumes, made and deleted as a whole |
+//! | `blocks` | allocated and changed blocks of snapshots |
 //! | `volumes`, `snapshots`, `statics`, `listing`, `health`, `node` | the operations |
 
 pub mod backend;
+mod blocks;
 mod build;
 mod catalog;
 mod claims;
@@ -53,7 +55,9 @@ pub use backend::LocalBackend;
 pub use config::{MountRule, PoolConfig};
 pub use entry::{Entry, SnapshotEntry};
 pub use identity::{Identity, init, read as identity};
-pub use medium::{Medium, Origin, Part, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts};
+pub use medium::{
+    Blocks, Medium, Origin, Part, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts,
+};
 pub use owner::{OwnerNote, owner};
 pub use pool::Pool;
 pub use record::{Access, FileMark, SnapshotRecord, SourceRef, VolumeRecord};

@@ -31,7 +31,7 @@ use crate::{
 use larder_model::{
     Bytes, Cx, Fault, Params, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
-    volume::{Attributes, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
+    volume::{Attributes, Extent, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -126,6 +126,26 @@ pub trait Medium: Send + Sync + 'static {
     fn cut_together(&self, pool: &Pool, parts: &[Part<'_>], cx: &Cx) -> Result<Vec<SnapshotFacts>> {
         let _ = (pool, parts, cx);
         Err(Fault::unsupported(format!("cut {} volumes together", self.kind())))
+    }
+
+    /// Whether [`Medium::blocks`] is possible; if so, the driver tells the blocks of snapshots.
+    fn tracks_blocks(&self) -> bool {
+        false
+    }
+
+    /// [`larder_model::backend::ChangedBlocks::extents`] of snapshots of one volume.
+    ///
+    /// # Errors
+    /// See there.
+    fn blocks(
+        &self,
+        pool: &Pool,
+        base: Option<&SnapshotEntry>,
+        target: &SnapshotEntry,
+        wanted: Blocks,
+    ) -> Result<Vec<Extent>> {
+        let _ = (pool, base, target, wanted);
+        Err(Fault::unsupported(format!("tell the blocks of {} snapshots", self.kind())))
     }
 
     /// Makes the volume's data `size` large, above its recorded size; the record follows. After an
@@ -371,6 +391,15 @@ pub struct Part<'a> {
     pub volume: &'a Entry,
     /// Where its snapshot is made: a folder that is empty and new.
     pub folder: &'a Path,
+}
+
+/// Which extents are wanted of [`Medium::blocks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Those that end after this byte.
+    pub offset: u64,
+    /// So many at most.
+    pub max: usize,
 }
 
 /// What [`Medium::cut`] made.

@@ -283,7 +283,7 @@ impl<M: Medium> Core<M> {
                     snapshots.push(self.describe_snapshot(&entry));
                 }
                 _ if disk::is_under_way(pool, native) => {
-                    return Err(Fault::aborted(format!("find group {id}: it is being cut"))
+                    return Err(Fault::unavailable(format!("find group {id}: it is being cut"))
                         .hint("ask again"));
                 }
                 _ => {

@@ -9,6 +9,7 @@
 #![allow(unreachable_pub, reason = "modules of a test program")]
 
 mod away;
+mod blocks;
 mod capacity;
 mod crash;
 mod damage;

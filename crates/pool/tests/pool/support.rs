@@ -9,13 +9,13 @@ use larder_model::{
     backend::{Attachment, ConnectRequest, Parameter, Source},
     cx::crash::CrashAt,
     volume::{
-        Attributes, Capacity, ContentSource, Facts, FormatState, HealthEntry, Page, Scope,
+        Attributes, Capacity, ContentSource, Extent, Facts, FormatState, HealthEntry, Page, Scope,
         Snapshot, SnapshotSpec, Volume, VolumeSpec,
     },
 };
 use larder_pool::{
-    Entry, LocalBackend, Medium, Origin, OwnerNote, Part, Plan, PlanRequest, Pool, PoolConfig,
-    PoolTraits, SnapshotFacts, StaticFacts,
+    Blocks, Entry, LocalBackend, Medium, Origin, OwnerNote, Part, Plan, PlanRequest, Pool,
+    PoolConfig, PoolTraits, SnapshotEntry, SnapshotFacts, StaticFacts,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -170,6 +170,28 @@ impl Medium for FakeMedium {
             Ok(SnapshotFacts { size: volume.record.size, medium: serde_json::Value::Null })
         });
         cut.collect()
+    }
+    fn tracks_blocks(&self) -> bool {
+        true
+    }
+    fn blocks(
+        &self,
+        _: &Pool,
+        base: Option<&SnapshotEntry>,
+        target: &SnapshotEntry,
+        wanted: Blocks,
+    ) -> Result<Vec<Extent>> {
+        let hook = self.knobs().while_copying.take();
+        if let Some(mut hook) = hook {
+            hook();
+        }
+        let read = |entry: &SnapshotEntry| fs::read(entry.data.join("content"));
+        let (now, before) = (read(target), base.map(read).transpose());
+        let what = || Self::io("read", &target.data);
+        let (now, before) = (now.map_err(what())?, before.map_err(what())?.unwrap_or_default());
+        let differs = |n: &usize| before.get(*n) != now.get(*n) && *n as u64 >= wanted.offset;
+        let extents = (0..now.len()).filter(differs).take(wanted.max);
+        Ok(extents.map(|n| Extent { offset: n as u64, length: 1 }).collect())
     }
     fn grow(&self, _: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {
         Self::write(&volume.data.join("grown"), size.to_string().as_bytes())?;

@@ -32,10 +32,9 @@ impl ControlEngine {
                 query.starting_offset
             ))
         })?;
-        if let Some(base) = &base {
-            inner.check_same_volume(base, &target).await?;
-        }
-        let mut walk = Walk { inner, base, target, max: max.min(MAX_PAGE), offset, size: None };
+        let cut = inner.moments(base.as_ref(), &target).await?;
+        let max = max.min(MAX_PAGE);
+        let mut walk = Walk { inner, base, target, cut, max, offset, size: None };
         let first = walk.page().await?;
         let rest = stream::try_unfold(walk, async |mut walk| {
             Ok(walk.page().await?.map(|page| (page, walk)))
@@ -50,11 +49,15 @@ impl Inner {
         blocks.ok_or_else(|| self.unsupported("tell changed blocks"))
     }
 
-    async fn check_same_volume(&self, base: &SnapshotId, target: &SnapshotId) -> Result<()> {
+    /// When the snapshots were cut, which tells them from later ones of their names.
+    async fn moments(&self, base: Option<&SnapshotId>, target: &SnapshotId) -> Result<Moments> {
         let snapshots = self.snapshots()?;
+        let Some(base) = base else {
+            return Ok((None, snapshots.get_snapshot(target).await?.created));
+        };
         let of = (snapshots.get_snapshot(base).await?, snapshots.get_snapshot(target).await?);
         if of.0.source == of.1.source {
-            return Ok(());
+            return Ok((Some(of.0.created), of.1.created));
         }
         Err(Fault::invalid(format!(
             "compare snapshot {base} of volume {} with snapshot {target} of volume {}",
@@ -64,11 +67,15 @@ impl Inner {
     }
 }
 
+/// When base and target were cut.
+type Moments = (Option<jiff::Timestamp>, jiff::Timestamp);
+
 /// Where a stream is.
 struct Walk {
     inner: Arc<Inner>,
     base: Option<SnapshotId>,
     target: SnapshotId,
+    cut: Moments,
     max: usize,
     /// The first byte not yet told of.
     offset: u64,
@@ -85,6 +92,13 @@ impl Walk {
         let blocks = self.inner.changed_blocks()?;
         let (extents, volume_capacity) =
             blocks.extents(self.base.as_ref(), &self.target, self.offset, self.max).await?;
+        if self.inner.moments(self.base.as_ref(), &self.target).await? != self.cut {
+            return Err(Fault::aborted(format!(
+                "tell the blocks of snapshot {}: a snapshot was deleted and made anew meanwhile",
+                self.target
+            ))
+            .hint("begin again"));
+        }
         if self.size.is_none() && self.offset > volume_capacity.get() {
             return Err(Fault::out_of_range(format!(
                 "start at offset {}: snapshot {} has {volume_capacity}",

@@ -205,3 +205,19 @@ async fn extents_from_which_no_backup_could_be_restored_are_never_passed_on() {
         assert_eq!(kind(result), Kind::Internal, "{what}");
     }
 }
+
+#[tokio::test]
+async fn a_stream_never_goes_on_with_another_snapshot_of_the_same_name() {
+    for name in ["one", "two"] {
+        let (engine, backend) = two_snapshots().await;
+        let delta = QueryBlocks { max_results: 1, ..query(Some("default/one"), "default/two") };
+        let mut stream = engine.blocks(delta).await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap().extents[0].offset, 3 * BLOCK);
+        let id = format!("default/{name}");
+        delete_snapshot(&engine, &id).await.unwrap();
+        backend.write(&VolumeId("default/a".parse().unwrap()), 2, 2);
+        engine.create_snapshot(snapshot(name, "default/a")).await.unwrap();
+        assert_eq!(kind(stream.next().await.unwrap()), Kind::Aborted, "{name}");
+        assert!(stream.next().await.is_none());
+    }
+}
