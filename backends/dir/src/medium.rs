@@ -337,7 +337,12 @@ impl Medium for Directories {
         Ok(held.map_or(Bytes::ZERO, |held| held.bytes))
     }
 
-    fn health(&self, pool: &Pool, volume: &Entry) -> Vec<HealthEntry> {
+    fn health(
+        &self,
+        pool: &Pool,
+        volume: &Entry,
+        _attachment: Option<&Attachment>,
+    ) -> Vec<HealthEntry> {
         check::health(self, pool, volume)
     }
 

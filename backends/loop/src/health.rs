@@ -26,7 +26,12 @@ use larder_model::{
 use std::path::Path;
 
 /// The image alone, and the file system on it while it is not attached.
-pub(crate) fn of_image(host: &Host, path: &Path, size: Bytes) -> Vec<HealthEntry> {
+pub(crate) fn of_image(
+    host: &Host,
+    path: &Path,
+    size: Bytes,
+    attachment: Option<&Attachment>,
+) -> Vec<HealthEntry> {
     let image = match Image::look(path) {
         Ok(Some(image)) => image,
         Ok(None) => {
@@ -54,12 +59,23 @@ pub(crate) fn of_image(host: &Host, path: &Path, size: Bytes) -> Vec<HealthEntry
             ),
         ));
     }
+    // Kubelet asks for every volume once a minute: looking through all devices of the machine for
+    // each of them would take as long as all of them squared.
+    if attachment.is_some_and(|known| is_attached(host, &image, known)) {
+        return found;
+    }
     match host.loops.find(path) {
         Ok(devices) if devices.is_empty() => found.extend(errors::on_image(path).map(file_system)),
         Ok(_) => {}
         Err(fault) => found.push(inaccessible(&fault)),
     }
     found
+}
+
+/// Whether the image is on the device that the node's record names.
+fn is_attached(host: &Host, image: &Image, attachment: &Attachment) -> bool {
+    let device = Attached::parse(attachment).and_then(|known| Ok((known, known.find(host)?)));
+    matches!(device, Ok((known, Some(_))) if known.is(image))
 }
 
 /// The image's loop device as this node has it, and what is mounted from it.

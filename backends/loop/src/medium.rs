@@ -409,8 +409,13 @@ impl Medium for LoopMedium {
         image::allocated(data)
     }
 
-    fn health(&self, _pool: &Pool, volume: &Entry) -> Vec<HealthEntry> {
-        health::of_image(&self.host, &volume.data, volume.record.size)
+    fn health(
+        &self,
+        _pool: &Pool,
+        volume: &Entry,
+        attachment: Option<&Attachment>,
+    ) -> Vec<HealthEntry> {
+        health::of_image(&self.host, &volume.data, volume.record.size, attachment)
     }
 
     fn max_size(&self, pool: &Pool) -> Option<Bytes> {

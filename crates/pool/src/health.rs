@@ -3,6 +3,7 @@
 use crate::{backend::Core, entry::Entry, layout::Shelf, medium::Medium, pool::Pool};
 use larder_model::{
     Bytes, Fault, Kind, PoolName, Result, VolumeId,
+    backend::Attachment,
     volume::{HealthEntry, HealthStatus, PoolStatus, StorageHealth},
 };
 use std::io::ErrorKind;
@@ -10,7 +11,7 @@ use std::io::ErrorKind;
 impl<M: Medium> Core<M> {
     pub(crate) fn volume_health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {
         match self.find(id) {
-            Ok((pool, entry)) => Ok(self.findings(&pool, &entry)),
+            Ok((pool, entry)) => Ok(self.findings(&pool, &entry, None)),
             Err(fault) if fault.kind() == Kind::Corrupt => Ok(vec![HealthEntry {
                 status: HealthStatus::Inaccessible,
                 reason: "RecordUnreadable",
@@ -21,7 +22,12 @@ impl<M: Medium> Core<M> {
     }
 
     /// What both halves see of a volume whose record is fine.
-    pub(crate) fn findings(&self, pool: &Pool, entry: &Entry) -> Vec<HealthEntry> {
+    pub(crate) fn findings(
+        &self,
+        pool: &Pool,
+        entry: &Entry,
+        attachment: Option<&Attachment>,
+    ) -> Vec<HealthEntry> {
         let mut found = Vec::new();
         if pool.is_read_only() {
             found.push(HealthEntry {
@@ -34,7 +40,7 @@ impl<M: Medium> Core<M> {
             });
         }
         match entry.data.symlink_metadata() {
-            Ok(_) => found.extend(self.medium.health(pool, entry)),
+            Ok(_) => found.extend(self.medium.health(pool, entry, attachment)),
             Err(e) if e.kind() == ErrorKind::NotFound => found.push(HealthEntry {
                 status: HealthStatus::DataLoss,
                 reason: "DataMissing",

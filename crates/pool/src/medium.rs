@@ -193,8 +193,14 @@ pub trait Medium: Send + Sync + 'static {
     fn allocated(&self, pool: &Pool, data: &Path) -> Result<Bytes>;
 
     /// What is wrong with the volume's data; that it exists was checked. Empty: nothing known.
-    fn health(&self, pool: &Pool, volume: &Entry) -> Vec<HealthEntry> {
-        let _ = (pool, volume);
+    /// `attachment`: how it is connected, where that is known and saves looking for it.
+    fn health(
+        &self,
+        pool: &Pool,
+        volume: &Entry,
+        attachment: Option<&Attachment>,
+    ) -> Vec<HealthEntry> {
+        let _ = (pool, volume, attachment);
         Vec::new()
     }
 

@@ -112,7 +112,7 @@ impl<M: Medium> Core<M> {
     ) -> Result<Vec<HealthEntry>> {
         match self.find(id) {
             Ok((pool, entry)) => {
-                let mut found = self.findings(&pool, &entry);
+                let mut found = self.findings(&pool, &entry, attachment);
                 found.extend(self.medium.node_health(&pool, &entry, attachment));
                 Ok(found)
             }

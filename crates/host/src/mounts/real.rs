@@ -89,8 +89,7 @@ impl Mounts for RealMounts {
 
     fn mounts_at(&self, path: &Path) -> Result<Vec<MountEntry>> {
         let path = resolve_parent(path);
-        let found = self.table()?.into_iter().filter(|m| m.target == path).collect();
-        Ok(bottom_to_top(found))
+        Ok(bottom_to_top(table::read_at(Path::new("/proc/self/mountinfo"), &path)?))
     }
 
     fn mount(&self, request: &MountRequest) -> Result<()> {

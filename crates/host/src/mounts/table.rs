@@ -4,16 +4,45 @@ use super::{DeviceId, MountEntry};
 use larder_model::{Fault, Result};
 use std::{
     ffi::OsString,
-    os::unix::ffi::OsStringExt,
+    fs::File,
+    io::Read as _,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
 };
 
 /// Reads a `mountinfo` file.
 pub(super) fn read(path: &Path) -> Result<Vec<MountEntry>> {
+    parsed(path, parse_mountinfo)
+}
+
+/// Reads what a `mountinfo` file says of one place. The lines of others, of which a node has
+/// thousands, are not taken apart.
+pub(super) fn read_at(path: &Path, target: &Path) -> Result<Vec<MountEntry>> {
+    parsed(path, |text| at(text, target))
+}
+
+fn parsed(
+    path: &Path,
+    parse: impl FnOnce(&[u8]) -> Option<Vec<MountEntry>>,
+) -> Result<Vec<MountEntry>> {
     let what = || format!("read the mount table {}", path.display());
-    let text = std::fs::read(path).map_err(|e| Fault::io(what(), e))?;
-    parse_mountinfo(&text)
-        .ok_or_else(|| Fault::internal(what()).hint("a line of it has an unknown form"))
+    // The kernel gives no size, for which `std::fs::read` begins with 32 bytes at a time.
+    let mut text = Vec::with_capacity(16 << 10);
+    File::open(path)
+        .and_then(|mut file| file.read_to_end(&mut text))
+        .map_err(|e| Fault::io(what(), e))?;
+    parse(&text).ok_or_else(|| Fault::internal(what()).hint("a line of it has an unknown form"))
+}
+
+fn at(text: &[u8], wanted: &Path) -> Option<Vec<MountEntry>> {
+    let wanted = wanted.as_os_str().as_bytes();
+    let is_there = |line: &&[u8]| match line.split(|b| *b == b' ').nth(4) {
+        Some(field) if field.contains(&b'\\') => unescape(field) == wanted,
+        Some(field) => field == wanted,
+        // Whoever takes it apart complains.
+        None => !line.is_empty(),
+    };
+    text.split(|b| *b == b'\n').filter(is_there).map(line).collect()
 }
 
 /// Parses the text of `/proc/PID/mountinfo`; None when a line has not the form of
@@ -96,6 +125,18 @@ mod tests {
         assert_eq!(table[1].target, Path::new("/a\nb\\c"));
         assert_eq!((table[1].fs_type.as_str(), table[1].source.as_str()), ("fuse.s3fs", "s3 x"));
         assert!(table[1].is_mount_read_only());
+    }
+
+    #[test]
+    fn one_place_is_looked_up_by_its_real_name_and_a_line_without_a_place_is_not_passed_over() {
+        let text =
+            b"36 35 98:0 / /mnt\\0402 rw - ext3 /dev/root rw\n37 36 0:45 / /mnt rw - tmpfs t rw\n\
+            38 37 0:46 / /mnt rw - tmpfs u rw\n";
+        let ids = |path: &str| -> Vec<_> {
+            at(text, Path::new(path)).unwrap().iter().map(|m| m.id).collect()
+        };
+        assert_eq!((ids("/mnt 2"), ids("/mnt"), ids("/mn")), (vec![36], vec![37, 38], vec![]));
+        assert_eq!(at(b"nonsense\n", Path::new("/mnt")), None);
     }
 
     #[test]

@@ -266,7 +266,12 @@ impl Medium for FakeMedium {
     fn refresh_size(&self, _: &Pool, volume: &Entry, _: &Attachment, _: &Cx) -> Result<Bytes> {
         Ok(volume.record.size)
     }
-    fn health(&self, _pool: &Pool, _volume: &Entry) -> Vec<HealthEntry> {
+    fn health(
+        &self,
+        _pool: &Pool,
+        _volume: &Entry,
+        _attachment: Option<&Attachment>,
+    ) -> Vec<HealthEntry> {
         Vec::new()
     }
 }
