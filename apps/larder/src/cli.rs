@@ -232,6 +232,60 @@ pub(crate) enum Snapshot {
         #[command(flatten)]
         target: Target,
     },
+    /// Snapshots of several volumes, cut at one moment.
+    #[command(subcommand)]
+    Group(SnapshotGroup),
+    /// Show which bytes of a snapshot hold data, or differ from an earlier one.
+    Blocks {
+        /// The snapshot, or its id.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// Only what differs from this snapshot of the same volume.
+        #[arg(long, value_name = "VOLUME@NAME")]
+        since: Option<String>,
+        /// Begin at this byte.
+        #[arg(long, value_name = "BYTE", default_value_t = 0)]
+        offset: u64,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Commands on groups of snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotGroup {
+    /// Cut snapshots of several volumes at one moment, all or none; repeating it returns the same.
+    Create {
+        /// The group's name.
+        name: String,
+        /// Names or ids (POOL/NAME) of the volumes.
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the snapshots of a group.
+    #[command(visible_alias = "list")]
+    Ls {
+        /// The group's name or id (POOL/NAME).
+        name: String,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Delete a group with all its snapshots.
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// The group's name or id (POOL/NAME).
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// Pool commands.

@@ -78,8 +78,10 @@ impl Copier {
             remove_all(twins)?;
         }
         Err(failed.unwrap_or_else(|| {
-            Fault::unavailable("cut volumes together: they came into use, or went out of it, meanwhile")
-                .hint("ask again")
+            Fault::unavailable(
+                "cut volumes together: they came into use, or went out of it, meanwhile",
+            )
+            .hint("ask again")
         }))
     }
 

@@ -1,7 +1,9 @@
 //! The commands that work through a driver's CSI services.
 
+mod blocks;
 pub(crate) mod config;
 pub(crate) mod driver;
+mod group;
 pub(crate) mod mounts;
 pub(crate) mod names;
 pub(crate) mod pool;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// A snapshot as it is printed. The JSON form is part of the interface.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct SnapshotRow {
+pub(super) struct SnapshotRow {
     snapshot: String,
     size: u64,
     created: String,
@@ -77,6 +77,13 @@ pub(crate) async fn run(command: cli::Snapshot) -> Result<()> {
             let removed = remove(&session, &snapshots).await;
             session.close().await;
             Ok(removed?)
+        }
+        cli::Snapshot::Group(command) => super::group::run(command).await,
+        cli::Snapshot::Blocks { snapshot, since, offset, target, output } => {
+            let session = Session::open(&target).await?;
+            let told = super::blocks::told(&session, &snapshot, since.as_deref(), offset).await;
+            session.close().await;
+            output::list(output.output, &told?)
         }
     }
 }

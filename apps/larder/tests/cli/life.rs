@@ -197,3 +197,28 @@ async fn a_test_that_panics_leaves_neither_mounts_nor_devices() {
     }
     assert!(!at.exists());
 }
+
+#[rstest]
+#[tokio::test]
+async fn groups_of_snapshots_and_their_blocks(#[values(Via::Nobody, Via::Owner)] via: Via) {
+    let life = Life::new("loop", via).await;
+    for name in ["one", "two"] {
+        life.ok(&format!("volume create {name} --size 16Mi --block"));
+    }
+    let made = life.json("snapshot group create monday one two");
+    assert_eq!(made.as_array().unwrap().len(), 2);
+    assert_eq!(life.json("snapshot group ls monday"), made);
+    assert_eq!(life.json("snapshot ls"), made);
+    let id = made[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(life.json(&format!("snapshot blocks {id}")), serde_json::json!([]));
+    let image = life.site.pool.path().join("volumes/one/image");
+    let file = std::fs::File::options().write(true).open(&image).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8192], 1 << 20).unwrap();
+    drop(file);
+    life.ok("snapshot create one@later");
+    let told = life.json(&format!("snapshot blocks one@later --since {id}"));
+    assert_eq!(told, life.json("snapshot blocks one@later"));
+    assert_eq!(told, serde_json::json!([{ "offset": 1 << 20, "size": 8192 }]));
+    life.ok("snapshot group rm monday");
+    assert_eq!(life.json("snapshot ls").as_array().unwrap().len(), 1);
+}
