@@ -39,6 +39,8 @@ pub(crate) struct BackendKind {
     pub(crate) name: &'static str,
     /// The parameters that its StorageClasses take.
     pub(crate) parameters: &'static [Parameter],
+    /// How the data in its pools is called.
+    pub(crate) names: larder_pool::DataNames,
     /// Looks at its pools in the configuration: an error that is fatal, and warnings.
     pub(crate) advise: fn(&Pools) -> Result<Advice>,
     /// Makes it, not started.
@@ -50,12 +52,14 @@ pub(crate) const KINDS: &[BackendKind] = &[
     BackendKind {
         name: "dir",
         parameters: larder_backend_dir::PARAMETERS,
+        names: larder_backend_dir::NAMES,
         advise: larder_backend_dir::advise,
         make: dir,
     },
     BackendKind {
         name: "loop",
         parameters: larder_backend_loop::PARAMETERS,
+        names: larder_backend_loop::NAMES,
         advise: |_| Ok(Vec::new()),
         make: r#loop,
     },

@@ -20,7 +20,7 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 exists with other \
 properties; 5 in use or not possible in this state; 6 no space or size not possible; 7 not reachable or \
-busy, try again; 64 wrong configuration.";
+busy, try again; 8 doctor found something; 64 wrong configuration.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -42,6 +42,10 @@ pub(crate) enum Command {
     /// Check and show the configuration.
     #[command(subcommand)]
     Config(Config),
+    /// Find what is left over, lost or about to go wrong; explain it, and mend what is surely over.
+    ///
+    /// Looks only, and works beside a running driver. Exit status 8 when something was found.
+    Doctor(Doctor),
     /// Show in 15 seconds what Larder does, on real volumes, leaving nothing behind.
     Demo(Demo),
     /// Print a completion script.
@@ -345,6 +349,24 @@ pub(crate) enum Config {
         #[arg(long, env = "LARDER_CONFIG", default_value = crate::config::DEFAULT_PATH, value_hint = ValueHint::FilePath)]
         config: PathBuf,
     },
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Mend what can be mended without risk: prints the plan and asks first.
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Do not ask.
+    #[arg(long, requires = "fix")]
+    pub(crate) yes: bool,
+    /// From how many percent taken on a pool counts as near full.
+    #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) near_full: u8,
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 /// `demo`.

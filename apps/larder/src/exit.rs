@@ -6,10 +6,16 @@ use std::process::ExitCode;
 /// Wrong configuration (EX_USAGE of sysexits.h, as service managers know it).
 pub(crate) const CONFIG: u8 = 64;
 
+/// `doctor` found something.
+const FOUND: u8 = 8;
+
 /// The status for an error: by the kind of the [`Fault`] in its chain, else 1.
 pub(crate) fn code(error: &anyhow::Error) -> ExitCode {
     if error.is::<WrongConfig>() {
         return ExitCode::from(CONFIG);
+    }
+    if error.is::<Found>() {
+        return ExitCode::from(FOUND);
     }
     let fault = error.chain().find_map(|e| e.downcast_ref::<Fault>());
     ExitCode::from(fault.map_or(1, |f| of_kind(f.kind())))
@@ -41,3 +47,14 @@ impl std::fmt::Display for WrongConfig {
     }
 }
 impl std::error::Error for WrongConfig {}
+
+/// `doctor` found something, which was printed.
+#[derive(Debug)]
+pub(crate) struct Found;
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("find nothing wrong")
+    }
+}
+impl std::error::Error for Found {}

@@ -8,6 +8,7 @@
 //! | [`wiring`] | puts a driver together |
 //! | [`serve`], [`http`], [`logging`] | the serving process |
 //! | [`session`], [`commands`], [`output`], [`exit`] | everything else: a driver's CSI services, called by hand |
+//! | [`doctor`] | finds what is left over, lost or about to go wrong |
 //! | [`demo`] | what Larder does, in seconds |
 
 mod backends;
@@ -15,6 +16,7 @@ mod cli;
 mod commands;
 mod config;
 mod demo;
+mod doctor;
 mod exit;
 mod http;
 mod logging;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     }
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<exit::Found>() => exit::code(&error),
         Err(error) => {
             output::note(format!("larder: failed to {}", text(&error)));
             exit::code(&error)
@@ -81,6 +84,7 @@ fn run(command: Command) -> Result<()> {
             Command::Snapshot(command) => Box::pin(commands::snapshot::run(command)).await,
             Command::Pool(command) => Box::pin(commands::pool::run(command)).await,
             Command::Driver(command) => Box::pin(commands::driver::run(command)).await,
+            Command::Doctor(flags) => Box::pin(doctor::run(flags)).await,
             Command::Demo(flags) => Box::pin(demo::run(flags)).await,
             Command::Config(_)
             | Command::Completions { .. }

@@ -124,7 +124,11 @@ impl Session {
         Ok(Self { client, driver: info.name, settings: None, mounts, time, local: None })
     }
 
-    async fn of_driver(
+    /// That driver.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub(crate) async fn of_driver(
         settings: &Settings,
         driver: DriverSettings,
         target: &Target,
@@ -159,6 +163,10 @@ impl Session {
     /// The driver's name.
     pub(crate) fn driver(&self) -> &str {
         &self.driver
+    }
+    /// Whether this process serves the driver to itself.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local.is_some()
     }
     /// Whether nothing is known of the driver but what CSI tells.
     pub(crate) fn is_foreign(&self) -> bool {
@@ -210,11 +218,15 @@ impl Session {
 }
 
 /// `volume mount`'s records stand beside the node records: both end with the boot.
-fn mounts_dir(state: &Path, driver: &str) -> PathBuf {
+pub(crate) fn mounts_dir(state: &Path, driver: &str) -> PathBuf {
     state.parent().unwrap_or(state).join("mounts").join(driver)
 }
 
-fn load(target: &Target) -> anyhow::Result<Settings> {
+/// The settings that the flags name.
+///
+/// # Errors
+/// Where they cannot be used.
+pub(crate) fn load(target: &Target) -> anyhow::Result<Settings> {
     let settings = config::load(&target.config).map_err(|fault| WrongConfig(fault.to_string()))?;
     let fatal: Vec<_> =
         config::check(&settings).into_iter().filter(|p| p.fatal).map(|p| p.to_string()).collect();
@@ -277,7 +289,7 @@ pub(crate) fn default_pool(driver: &DriverSettings) -> Result<PoolName> {
 }
 
 /// The socket of whoever serves this driver or owns one of its pools.
-async fn owner(driver: &DriverSettings) -> Option<Endpoint> {
+pub(crate) async fn owner(driver: &DriverSettings) -> Option<Endpoint> {
     if answers(&driver.endpoint).await {
         return Some(driver.endpoint.clone());
     }

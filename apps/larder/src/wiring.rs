@@ -30,25 +30,7 @@ impl Common {
     /// # Errors
     /// Where the state folder cannot be made.
     pub(crate) async fn new(settings: &Settings, registry: &mut Registry) -> Result<Self> {
-        let freezes = settings.state_dir.join("freezes");
-        let mut protected: Vec<PathBuf> = settings
-            .drivers
-            .iter()
-            .flat_map(|d| d.pools.values())
-            .map(|p| p.path.clone())
-            .collect();
-        protected.push(settings.state_dir.clone());
-        let freezer = Arc::new(Freezer::new(freezes.clone(), HelperProgram::default(), protected));
-        let recovering = freezer.clone();
-        let thawed = larder_host::blocking(move || {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&freezes);
-            made.map_err(|e| {
-                Fault::io(format!("make the state folder {}", freezes.display()), e)
-                    .hint("run as root, or choose another stateDir")
-            })?;
-            recovering.recover()
-        })
-        .await?;
+        let (freezer, thawed) = recover(settings).await?;
         for mount in thawed {
             tracing::warn!(mount = %mount.display(), "thawed a file system that a killed process had frozen");
         }
@@ -80,6 +62,34 @@ impl Common {
         };
         Ok(Driver::new(control, Some(node), about, self.metrics.clone()))
     }
+}
+
+/// A freezer that protects pools and records, after it thawed what is recorded; and what that was.
+async fn recover(settings: &Settings) -> Result<(Arc<Freezer>, Vec<PathBuf>)> {
+    let freezes = settings.state_dir.join("freezes");
+    let mut protected: Vec<PathBuf> =
+        settings.drivers.iter().flat_map(|d| d.pools.values()).map(|p| p.path.clone()).collect();
+    protected.push(settings.state_dir.clone());
+    let freezer = Arc::new(Freezer::new(freezes.clone(), HelperProgram::default(), protected));
+    let recovering = freezer.clone();
+    let thawed = larder_host::blocking(move || {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&freezes);
+        made.map_err(|e| {
+            Fault::io(format!("make the state folder {}", freezes.display()), e)
+                .hint("run as root, or choose another stateDir")
+        })?;
+        recovering.recover()
+    })
+    .await?;
+    Ok((freezer, thawed))
+}
+
+/// Thaws whatever a killed process left frozen; returns the mount points.
+///
+/// # Errors
+/// As [`Freezer::recover`].
+pub(crate) async fn thaw(settings: &Settings) -> Result<Vec<PathBuf>> {
+    Ok(recover(settings).await?.1)
 }
 
 /// A driver that this process serves to itself.

@@ -47,6 +47,10 @@ use larder_model::{Backend, Fault, NodeName, PoolName, Result, volume::Scope};
 use larder_pool::{LocalBackend, OwnerNote, PoolConfig};
 use std::{collections::BTreeMap, sync::Arc};
 
+/// How the data in its pools is called.
+pub const NAMES: larder_pool::DataNames =
+    larder_pool::DataNames { data: "data", static_suffix: "", is_dir: true, notes: "project." };
+
 /// How the backend is configured.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {

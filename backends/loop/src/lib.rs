@@ -43,6 +43,10 @@ use larder_model::{Backend, Fault, NodeName, PoolName, Result};
 use larder_pool::{LocalBackend, OwnerNote, PoolConfig};
 use std::{collections::BTreeMap, sync::Arc};
 
+/// How the data in its pools is called.
+pub const NAMES: larder_pool::DataNames =
+    larder_pool::DataNames { data: "image", static_suffix: ".img", is_dir: false, notes: "" };
+
 /// How the backend is configured.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {

@@ -20,6 +20,7 @@
 //! | [`held`](mod@held) | how much a tree holds |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`paths`] | target paths from outside |
+//! | [`sockets`] | sockets' files, and whether somebody serves them |
 //! | `alive` | whether a file system that may hang answers |
 //! | [`beneath`] | directories reached without following a symlink |
 //! | [`command`] | other programs: deadline, own process group, masked secrets |
@@ -52,6 +53,7 @@ pub mod loops;
 pub mod mounts;
 pub mod paths;
 pub mod quota;
+pub mod sockets;
 mod sys;
 
 pub use filesystems::{FileSystems, Found, Usage};
@@ -136,6 +138,11 @@ where
         }
         Err(_) => Err(Fault::unavailable("start host work: the process is shutting down")),
     }
+}
+
+/// The user that this process works as.
+pub fn user_id() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 /// The id of this boot of the machine (`/proc/sys/kernel/random/boot_id`). What a record says of

@@ -16,6 +16,7 @@
 //! | [`record`] | what is written beside each volume and snapshot, and its format versions |
 //! | [`entry`] | a volume or snapshot as a medium sees it |
 //! | [`pool`] | an open pool; away and back |
+//! | [`look`](mod@look) | what is in a pool, seen from outside |
 //! | `layout` | names inside a pool |
 //! | `places` | the configured pools, start and hand-over |
 //! | `catalog` | the records in memory |
@@ -39,6 +40,7 @@ mod health;
 pub mod identity;
 mod layout;
 mod listing;
+pub mod look;
 pub mod medium;
 mod node;
 pub mod owner;
@@ -55,6 +57,7 @@ pub use backend::LocalBackend;
 pub use config::{MountRule, PoolConfig};
 pub use entry::{Entry, SnapshotEntry};
 pub use identity::{Identity, init, read as identity};
+pub use look::DataNames;
 pub use medium::{
     Blocks, Medium, Origin, Part, Plan, PlanRequest, PoolTraits, SnapshotFacts, StaticFacts,
 };

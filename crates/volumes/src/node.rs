@@ -34,6 +34,7 @@ mod format;
 mod health;
 mod identify;
 mod inline;
+pub mod look;
 mod owner;
 mod plan;
 mod publish;

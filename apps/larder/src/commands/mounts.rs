@@ -123,16 +123,26 @@ impl Folder {
 /// # Errors
 /// What reading the records can fail with.
 pub(crate) fn all(session: &Session) -> Result<Vec<Mounted>> {
-    let folder = session.mounts_dir();
+    let mut all: Vec<_> =
+        in_folder(session.mounts_dir())?.into_iter().map(|(_, mounted)| mounted).collect();
+    all.sort_by(|a, b| a.volume.cmp(&b.volume));
+    Ok(all)
+}
+
+/// What is recorded in `folder`, with the staging paths.
+///
+/// # Errors
+/// What reading the records can fail with.
+pub(crate) fn in_folder(folder: &Path) -> Result<Vec<(PathBuf, Mounted)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Fault::io(format!("read {}", folder.display()), e)),
     };
     let folders = entries.filter_map(std::result::Result::ok).map(|e| Folder(e.path()));
-    let mut all: Vec<_> = folders.filter_map(|f| f.read().transpose()).collect::<Result<_>>()?;
-    all.sort_by(|a, b| a.volume.cmp(&b.volume));
-    Ok(all)
+    folders
+        .filter_map(|f| Some(f.read().transpose()?.map(|mounted| (f.stage(), mounted))))
+        .collect()
 }
 
 /// What the driver's node service offers here.

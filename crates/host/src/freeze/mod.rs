@@ -18,11 +18,13 @@
 //!   behind a mapping);
 //! - a freeze that somebody else made is refused and stays theirs.
 
+mod look;
 mod protect;
 mod record;
 mod sys;
 mod watchdog;
 
+pub use look::{Recorded, recorded};
 pub use watchdog::main as watchdog_main;
 
 use crate::{HelperProgram, fake::FakeKernel, mounts::DeviceId};

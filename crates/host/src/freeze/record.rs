@@ -17,9 +17,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-const SUFFIX: &str = ".freeze.json";
+pub(super) const SUFFIX: &str = ".freeze.json";
 /// How long after its deadline a watchdog may still be thawing.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// A freeze that is about to be, is, or was not taken back yet.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,11 +27,11 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) struct Record {
     version: u32,
     /// A reboot thaws.
-    boot: String,
+    pub(super) boot: String,
     /// Who froze, for people.
     pid: u32,
     /// By when it is thawed, in milliseconds since 1970.
-    until: u64,
+    pub(super) until: u64,
     pub(super) mounts: Vec<Recorded>,
 }
 
@@ -97,11 +97,11 @@ impl Record {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     millis(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default())
 }
 

@@ -317,6 +317,11 @@ impl Store {
         self.directory.join(format!("{}.json", volume_digest(volume)))
     }
 
+    /// The file of the record of `volume`.
+    pub(super) fn file(&self, volume: &str) -> PathBuf {
+        self.path(volume)
+    }
+
     /// A record of this boot that knows nothing yet.
     pub(super) fn blank(&self, volume: &str) -> Record {
         Record {

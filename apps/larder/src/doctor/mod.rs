@@ -1,0 +1,221 @@
+//! `larder doctor`: finds what is left over, lost or about to go wrong; says what it means; mends what it
+//! can prove to be worth nothing.
+//!
+//! ```text
+//! scene (everything seen once, read-only) ─▶ checks, one module a kind ─▶ findings
+//!        └── looked at twice: what a running process is just doing is no finding
+//! --fix: plan printed ─▶ asked ─▶ each item: looked at again ─▶ done, by the owner where there is one
+//! ```
+//! | module | finds |
+//! |---|---|
+//! | [`pools`] | pools away, silent, of another backend, read-only, near full; permissions |
+//! | [`contents`] | half-made things, records without data and data without records, other files |
+//! | [`devices`] | loop devices that nobody has, images deleted under a device |
+//! | [`mounts`] | mounts of what is gone, mounts that nothing knows of |
+//! | [`nodes`] | node records of what does not stand |
+//! | [`freezes`] | freezes that nobody took back |
+//! | [`sockets`] | sockets that nobody serves |
+//!
+//! Nothing that could be somebody's data is ever removed: a fix unmounts, detaches, forgets or finishes
+//! what the records prove to be over.
+
+mod contents;
+mod devices;
+mod finding;
+mod fix;
+mod freezes;
+mod mounts;
+mod nodes;
+mod pools;
+mod report;
+mod scene;
+mod sockets;
+
+use crate::{
+    cli,
+    config::Settings,
+    exit::Found,
+    output::{self, Format},
+    session,
+};
+use anyhow::Result;
+use finding::Finding;
+use fix::Outcome;
+use larder_host::Host;
+use scene::Scene;
+use std::{io::BufRead, time::Duration};
+
+/// Between the two looks.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// One kind of look. It only reads.
+type Check = fn(&Scene) -> larder_model::Result<Vec<Finding>>;
+
+/// All of them, in the order in which their findings are told and mended.
+const CHECKS: &[(&str, Check)] = &[
+    ("freezes", freezes::look),
+    ("pools", pools::look),
+    ("contents of pools", contents::look),
+    ("mounts", mounts::look),
+    ("node records", nodes::look),
+    ("loop devices", devices::look),
+    ("sockets", sockets::look),
+];
+
+/// Runs `larder doctor`.
+pub(crate) async fn run(flags: cli::Doctor) -> Result<()> {
+    let settings = session::load(&flags.target)?;
+    let doctor = Doctor { settings, flags };
+    let findings = doctor.look().await?;
+    if !doctor.flags.fix {
+        report::print(doctor.flags.output.output, &findings, &[])?;
+        return verdict(findings.len());
+    }
+    let planned: Vec<_> = findings.iter().filter(|f| f.fix.is_some()).collect();
+    if planned.is_empty() {
+        report::print(doctor.flags.output.output, &findings, &[])?;
+        return verdict(findings.len());
+    }
+    // For people, also where the output is for a program.
+    report::plan(&findings);
+    if !doctor.flags.yes && !agreed()? {
+        output::note("nothing was changed");
+        return verdict(findings.len());
+    }
+    let outcomes = doctor.fix(&findings).await;
+    let left = doctor.look().await?;
+    report::print(doctor.flags.output.output, &left, &outcomes)?;
+    verdict(left.len())
+}
+
+fn verdict(found: usize) -> Result<()> {
+    if found == 0 { Ok(()) } else { Err(Found.into()) }
+}
+
+/// Whether a person says yes. No terminal, no answer: no.
+fn agreed() -> Result<bool> {
+    output::note("Do this? Type yes (or run it with --yes):");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "yes"))
+}
+
+/// One run.
+pub(crate) struct Doctor {
+    settings: Settings,
+    flags: cli::Doctor,
+}
+
+impl Doctor {
+    /// What is found in two looks: what one of them alone sees is somebody's work.
+    async fn look(&self) -> Result<Vec<Finding>> {
+        let first = self.look_once().await?;
+        if first.is_empty() {
+            return Ok(first);
+        }
+        tokio::time::sleep(PAUSE).await;
+        let mut second = self.look_once().await?;
+        second.retain(|found| first.iter().any(|f| f.id == found.id));
+        Ok(second)
+    }
+
+    async fn look_once(&self) -> Result<Vec<Finding>> {
+        let busy = scene::busy(&self.settings).await;
+        let (settings, near_full) = (self.settings.clone(), self.flags.near_full);
+        let looked = larder_host::blocking(move || {
+            let scene = Scene::new(Host::real(), settings, busy, near_full)?;
+            let mut findings = Vec::new();
+            for (what, check) in CHECKS {
+                findings.extend(check(&scene).map_err(|f| f.during(format!("look at {what}")))?);
+            }
+            Ok(findings)
+        });
+        Ok(looked.await?)
+    }
+
+    /// Mends what can be mended, one after the other; each is looked at again right before.
+    async fn fix(&self, findings: &[Finding]) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for planned in findings.iter().filter(|finding| finding.fix.is_some()) {
+            outcomes.push(self.fix_one(planned).await);
+        }
+        outcomes
+    }
+
+    async fn fix_one(&self, planned: &Finding) -> Outcome {
+        let now = match self.look_once().await {
+            Ok(now) => now.into_iter().find(|now| now.id == planned.id),
+            Err(error) => return Outcome::failed(planned, format!("{error:#}")),
+        };
+        // An earlier fix may have mended this one too.
+        let Some(now) = now else { return Outcome::gone(planned) };
+        match now.fix {
+            Some(fix) if Some(&fix) == planned.fix.as_ref() => {
+                match fix.apply(&self.settings, &self.flags.target).await {
+                    Ok(()) => Outcome::done(planned),
+                    Err(error) => Outcome::failed(planned, crate::text(&error)),
+                }
+            }
+            _ => Outcome::failed(planned, "it is not as it was; look again".to_owned()),
+        }
+    }
+}
+
+/// Whether the output is one that people read.
+fn for_people(format: Format) -> bool {
+    matches!(format, Format::Table | Format::Wide)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{contents, devices, finding::Sort, freezes, mounts, nodes, pools, sockets};
+
+    const PAGE: &str = include_str!("../../../../docs/doctor.md");
+
+    const SORTS: &[&Sort] = &[
+        &freezes::LEFT,
+        &freezes::UNREADABLE,
+        &freezes::OTHER_BOOT,
+        &pools::AWAY,
+        &pools::SILENT,
+        &pools::OTHER,
+        &pools::READ_ONLY,
+        &pools::NEAR_FULL,
+        &pools::FEW_INODES,
+        &pools::PERMISSIONS,
+        &contents::HALF_MADE,
+        &contents::HALF_DELETED,
+        &contents::TEMPORARY,
+        &contents::NO_RECORD,
+        &contents::BAD_RECORD,
+        &contents::NO_DATA,
+        &contents::TRUNCATED,
+        &contents::EMPTY,
+        &contents::STRAY,
+        &contents::FOREIGN,
+        &contents::STATIC,
+        &mounts::LEFT,
+        &mounts::UNKNOWN,
+        &nodes::UNREADABLE,
+        &nodes::OTHER_BOOT,
+        &nodes::NOT_PUBLISHED,
+        &nodes::NOT_STAGED,
+        &nodes::UNFINISHED,
+        &nodes::NOT_MOUNTED,
+        &devices::UNUSED,
+        &devices::OF_DELETED,
+        &devices::DELETED_UNDER,
+        &sockets::STALE,
+        &sockets::TAKEN,
+    ];
+
+    #[test]
+    fn every_kind_of_finding_has_its_line_in_the_documentation_and_no_other_has() {
+        let rows = PAGE.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+        let mut documented: Vec<&str> = rows.map(|(name, _)| name).collect();
+        let mut known: Vec<&str> = SORTS.iter().map(|sort| sort.name).collect();
+        documented.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(documented, known);
+    }
+}
