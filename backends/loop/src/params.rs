@@ -61,13 +61,12 @@ pub(crate) const MIN_SIZE: Bytes = Bytes::mib(1);
 pub(crate) const SIZE_STEP: Bytes = Bytes::new(4096);
 
 /// The least volume that holds a file system one can work with: what mkfs of xfsprogs 6.1 (300 MiB)
-/// and btrfs-progs 6.2 (109 MiB with DUP metadata) insist on, and for ext4 what leaves room for a
-/// journal.
+/// insists on, what the kernel grows a btrfs to at least, and for ext4 what leaves room for a journal.
 pub(crate) const fn least(fs: FsType) -> Bytes {
     match fs {
         FsType::Ext4 => Bytes::mib(16),
         FsType::Xfs => Bytes::mib(300),
-        FsType::Btrfs => Bytes::mib(128),
+        FsType::Btrfs => Bytes::mib(256),
     }
 }
 

@@ -75,8 +75,7 @@ async fn backups_of_a_mounted_volume_are_whole_from_first_to_last(
     #[case] fs: FsType,
     #[case] allocation: &'static str,
 ) {
-    // The kernel grows a btrfs to 256 MiB at least.
-    let sizes = if fs == FsType::Btrfs { [128, 260] } else { [48, 80] };
+    let sizes = if fs == FsType::Btrfs { [256, 300] } else { [48, 80] };
     let [small, large] = sizes.map(Bytes::mib);
     let ground = Ground::on(pool, Bytes::gib(4));
     let driver = ground.driver().await;

@@ -25,7 +25,7 @@ fn size(fs: FsType) -> Bytes {
     match fs {
         FsType::Ext4 => Bytes::mib(64),
         FsType::Xfs => Bytes::mib(300),
-        FsType::Btrfs => Bytes::mib(128),
+        FsType::Btrfs => Bytes::mib(256),
     }
 }
 

@@ -21,7 +21,7 @@ use support::{Ask, Ground, pattern};
 #[rstest]
 #[case::ext4("ext4", 16)]
 #[case::xfs("xfs", 300)]
-#[case::btrfs("btrfs", 128)]
+#[case::btrfs("btrfs", 256)]
 #[tokio::test]
 async fn a_mounted_volume_is_never_smaller_than_its_file_system_can_be(
     #[case] fs: &str,

@@ -19,6 +19,8 @@ use rustix::{
 use std::{fs::File, path::Path, time::Duration};
 
 const DEADLINE: Duration = Duration::from_secs(60 * 60);
+/// `btrfs_ioctl_resize` answers EINVAL below this.
+const BTRFS_LEAST_GROWN: u64 = 256 << 20;
 /// xfs adds no allocation group smaller than this (`XFS_MIN_AG_BLOCKS`).
 const XFS_LEAST_GROWTH: u64 = 64;
 
@@ -98,8 +100,8 @@ fn grow_mounted(directory: impl AsFd, fs: FsType, room: u64) -> Result<()> {
                 .hint("it has several devices; grow it with btrfs filesystem resize"),
             _ => io_fault(what.clone(), e),
         })?;
-        // The kernel rounds down to whole sectors of 4 KiB.
-        if now >= room & !4095 {
+        // The kernel rounds down to whole sectors of 4 KiB, and refuses to grow one to so little.
+        if now >= room & !4095 || room < BTRFS_LEAST_GROWN {
             return Ok(());
         }
         return geometry::btrfs_grow(&directory, device).map_err(|e| io_fault(what, e));
