@@ -20,7 +20,7 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 exists with other \
 properties; 5 in use or not possible in this state; 6 no space or size not possible; 7 not reachable or \
-busy, try again; 8 doctor found something; 64 wrong configuration.";
+busy, try again; 8 doctor found something, or adopt left something out; 64 wrong configuration.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -46,6 +46,11 @@ pub(crate) enum Command {
     ///
     /// Looks only, and works beside a running driver. Exit status 8 when something was found.
     Doctor(Doctor),
+    /// List the volumes of a pool from its directory alone, and print PersistentVolumes for them.
+    ///
+    /// For when configuration, node records or cluster are lost. Changes nothing. Exit status 8 when
+    /// something in the pool cannot be used as a volume.
+    Adopt(Adopt),
     /// Show in 15 seconds what Larder does, on real volumes, leaving nothing behind.
     Demo(Demo),
     /// Print a completion script.
@@ -365,6 +370,29 @@ pub(crate) struct Doctor {
     pub(crate) near_full: u8,
     #[command(flatten)]
     pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `adopt`.
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// The pool's directory. What is in its folder `static` is brought in, too.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) pool: PathBuf,
+    /// The pool's name in the configuration: part of every volume's id.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) pool_name: larder_model::PoolName,
+    /// The driver's CSI name [default: BACKEND.csi.larder.dev].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) driver: Option<larder_model::DriverName>,
+    /// The node that has the pool [default: the host name].
+    #[arg(long, env = "NODE_NAME")]
+    pub(crate) node: Option<larder_model::NodeName>,
+    /// All nodes see the pool (`shared: true`).
+    #[arg(long)]
+    pub(crate) shared: bool,
+    /// Output format: `yaml` prints PersistentVolumes to apply, `json` the list.
     #[command(flatten)]
     pub(crate) output: Output,
 }

@@ -84,6 +84,7 @@ fn run(command: Command) -> Result<()> {
             Command::Snapshot(command) => Box::pin(commands::snapshot::run(command)).await,
             Command::Pool(command) => Box::pin(commands::pool::run(command)).await,
             Command::Driver(command) => Box::pin(commands::driver::run(command)).await,
+            Command::Adopt(flags) => Box::pin(commands::adopt::run(flags)).await,
             Command::Doctor(flags) => Box::pin(doctor::run(flags)).await,
             Command::Demo(flags) => Box::pin(demo::run(flags)).await,
             Command::Config(_)

@@ -1,5 +1,6 @@
 //! The commands that work through a driver's CSI services.
 
+pub(crate) mod adopt;
 mod blocks;
 pub(crate) mod config;
 pub(crate) mod driver;
