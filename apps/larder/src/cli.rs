@@ -3,7 +3,7 @@
 use crate::{config::ServeFlags, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use larder_csi::Endpoint;
-use larder_model::{Bytes, FsType};
+use larder_model::{Bytes, FsType, Period};
 use std::path::PathBuf;
 
 /// Container storage in one binary.
@@ -33,6 +33,9 @@ pub(crate) enum Command {
     /// Create, list and delete snapshots.
     #[command(subcommand, visible_alias = "snap")]
     Snapshot(Snapshot),
+    /// List, restore and remove for good what was deleted, in pools that keep it for a while.
+    #[command(subcommand)]
+    Trash(Trash),
     /// List and initialise pools.
     #[command(subcommand)]
     Pool(Pool),
@@ -297,6 +300,50 @@ pub(crate) enum SnapshotGroup {
     },
 }
 
+/// Trash commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trash {
+    /// List what is in the trash, the latest deletion first.
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Put something back, as it was.
+    Restore {
+        /// Its id in the trash.
+        id: String,
+        /// Another name; needed where its own is taken. Of a snapshot: VOLUME@NAME without the volume.
+        #[arg(long = "as", value_name = "NAME")]
+        name: Option<String>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove something for good, before its time.
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Ids in the trash.
+        #[arg(required = true)]
+        ids: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove for good all that is in the trash of the driver.
+    Empty {
+        /// Only what was deleted at least so long ago, as in 12h, 30m or 7d.
+        #[arg(long, value_name = "TIME", value_parser = parse_period)]
+        older_than: Option<Period>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
 /// Pool commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Pool {
@@ -420,6 +467,10 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
         Ok(size) => Ok(size),
         Err(fault) => Err(larder_model::Fault::to_string(&fault)),
     }
+}
+
+fn parse_period(text: &str) -> Result<Period, String> {
+    text.parse().map_err(|fault: larder_model::Fault| fault.to_string())
 }
 
 fn parse_fs(text: &str) -> Result<FsType, String> {

@@ -82,6 +82,7 @@ fn run(command: Command) -> Result<()> {
             Command::Serve(flags) => Box::pin(serve::run(flags)).await,
             Command::Volume(command) => Box::pin(commands::volume::run(command)).await,
             Command::Snapshot(command) => Box::pin(commands::snapshot::run(command)).await,
+            Command::Trash(command) => Box::pin(commands::trash::run(command)).await,
             Command::Pool(command) => Box::pin(commands::pool::run(command)).await,
             Command::Driver(command) => Box::pin(commands::driver::run(command)).await,
             Command::Adopt(flags) => Box::pin(commands::adopt::run(flags)).await,

@@ -31,6 +31,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
     path::Path,
+    time::{Duration, Instant},
 };
 
 /// The size of a volume whose caller asks for none.
@@ -39,6 +40,8 @@ const DEFAULT_SIZE: Bytes = Bytes::gib(1);
 const MIN_SIZE: Bytes = Bytes::mib(1);
 /// Quotas count whole blocks.
 const SIZE_STEP: Bytes = Bytes::new(4096);
+/// How long a deletion counts what goes into the trash.
+const MEASURED_WITHIN: Duration = Duration::from_millis(500);
 const DATA: &str = "data";
 /// Key of the volume context: whether the volume is held to its size.
 const ENFORCED: &str = "enforced";
@@ -337,6 +340,15 @@ impl Medium for Directories {
         Ok(held.map_or(Bytes::ZERO, |held| held.bytes))
     }
 
+    fn takes(&self, _pool: &Pool, data: &Path) -> Result<Bytes> {
+        let held = measure::walk(data, Some(Instant::now() + MEASURED_WITHIN))?;
+        Ok(held.map_or(Bytes::ZERO, |held| held.bytes))
+    }
+
+    fn moved(&self, data: &Path) {
+        self.measures.forget(data);
+    }
+
     fn health(
         &self,
         pool: &Pool,
@@ -451,7 +463,7 @@ impl Directories {
         let free = self.host.filesystems.usage(pool.path())?.available;
         let free = free.saturating_sub(pool.config().reserve);
         if needed > free {
-            return Err(Fault::exhausted(format!(
+            return Err(Fault::no_room(format!(
                 "copy volume {}: it holds {needed} bytes and pool {} has {free} free",
                 volume.id,
                 pool.name()

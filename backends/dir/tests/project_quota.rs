@@ -315,3 +315,27 @@ async fn a_crash_at_any_step_is_mended_and_no_id_is_left_behind() {
         assert_eq!(ids(&bench), before, "{on:?}");
     }
 }
+
+#[tokio::test]
+async fn what_is_in_the_trash_keeps_its_id_and_its_limit_until_it_is_removed() {
+    for on in On::WITH_PROJECTS {
+        let mut bench = bench(on);
+        bench.change("p", |config| config.trash = Some("24h".parse().unwrap()));
+        let before = ids(&bench);
+        let dir = bench.start().await;
+        dir.make(&spec("p/v")).await.unwrap();
+        let project = quota::project_of(&bench.data("p/v")).unwrap().unwrap();
+        dir.delete("p/v").await.unwrap();
+        assert!(ids(&bench).contains(&project), "{on:?}");
+        let trash = dir.0.trash().unwrap();
+        let id = trash.list_trash().await.unwrap().remove(0).id;
+        trash.restore(&id, None, &larder_model::Cx::new()).await.unwrap();
+        assert_eq!(quota::project_of(&bench.data("p/v")).unwrap(), Some(project));
+        let usage = quota::project_usage(&bench.data("p/v"), project).unwrap();
+        assert_eq!(usage.total, Bytes::mib(64), "{on:?}");
+        dir.delete("p/v").await.unwrap();
+        trash.empty(None, &larder_model::Cx::new()).await.unwrap();
+        settle_data(&bench.pool("p"));
+        assert_ids_are_back(&bench, &before, "the trash is empty");
+    }
+}

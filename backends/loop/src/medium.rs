@@ -114,7 +114,7 @@ impl LoopMedium {
         if needed <= free {
             return Ok(());
         }
-        Err(Fault::exhausted(format!(
+        Err(Fault::no_room(format!(
             "find {needed} for a full copy in pool {}: {free} are free",
             pool.name()
         ))

@@ -2,6 +2,7 @@
 
 use larder_model::{
     topology::Segments,
+    trash::{Sort, Trashed},
     volume::{
         Capacity, ContentSource, GroupSnapshot, HealthEntry, HealthStatus, PoolStatus, Snapshot,
         StorageHealth, Volume,
@@ -259,6 +260,25 @@ pub(crate) fn operation(running: Running) -> larder::Operation {
         step: running.step.to_owned(),
         done: signed(running.done),
         total: signed(running.total),
+    }
+}
+
+pub(crate) fn trashed(item: Trashed) -> larder::Trashed {
+    larder::Trashed {
+        id: item.id,
+        pool: item.pool.to_string(),
+        kind: match item.sort {
+            Sort::Volume => "volume",
+            Sort::Snapshot => "snapshot",
+        }
+        .to_owned(),
+        origin: item.origin,
+        name: item.name,
+        source: item.source.unwrap_or_default(),
+        size_bytes: item.size.as_i64(),
+        allocated_bytes: item.allocated.as_i64(),
+        deleted_unix_millis: item.deleted.as_millisecond(),
+        due_unix_millis: item.due.map_or(0, jiff::Timestamp::as_millisecond),
     }
 }
 

@@ -13,7 +13,7 @@
 mod tree;
 
 pub(crate) use tree::remove_at;
-pub use tree::remove_tree;
+pub use tree::{remove_tree, remove_tree_while};
 
 use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};

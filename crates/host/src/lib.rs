@@ -23,6 +23,7 @@
 //! | [`sockets`] | sockets' files, and whether somebody serves them |
 //! | `alive` | whether a file system that may hang answers |
 //! | [`beneath`] | directories reached without following a symlink |
+//! | [`clock`] | what time it is, whatever somebody does to the clock |
 //! | [`command`] | other programs: deadline, own process group, masked secrets |
 //! | [`fake`] | an in-memory kernel for tests |
 //! | [`internal`] | what this program does when it runs itself as a helper process |
@@ -36,6 +37,7 @@
 mod alive;
 pub mod beneath;
 pub mod btrfs;
+pub mod clock;
 pub mod command;
 pub mod copy;
 mod descend;

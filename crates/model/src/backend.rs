@@ -24,6 +24,7 @@ use crate::{
     fault::{Fault, Result},
     id::{Handle, PoolName, SnapshotId, VolumeId},
     secrets::Secrets,
+    trash::Trash,
     volume::{
         Attributes, Capacity, Extent, Facts, FormatState, GroupSnapshot, HealthEntry, Listed, Page,
         PoolStatus, Snapshot, SnapshotSpec, StorageHealth, Volume, VolumeSpec, VolumeUsage,
@@ -97,6 +98,11 @@ pub trait Backend: Send + Sync + 'static {
     /// What is wrong with the storage as this node sees it; empty: nothing known.
     async fn storage_health(&self) -> Vec<StorageHealth> {
         Vec::new()
+    }
+
+    /// Where deleted volumes and snapshots are kept for a while, if there is such a thing.
+    fn trash(&self) -> Option<&dyn Trash> {
+        None
     }
 
     /// The control plane.

@@ -59,12 +59,20 @@ pub struct Fault {
     hint: Option<String>,
     source: Option<Arc<dyn Error + Send + Sync>>,
     simulated_crash: bool,
+    full: bool,
 }
 
 impl Fault {
     /// A fault of `kind`; `what` is lower-case and fits after "failed to …".
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), hint: None, source: None, simulated_crash: false }
+        Self {
+            kind,
+            what: what.into(),
+            hint: None,
+            source: None,
+            simulated_crash: false,
+            full: false,
+        }
     }
 
     /// [`Kind::Invalid`].
@@ -95,6 +103,10 @@ impl Fault {
     pub fn exhausted(what: impl Into<String>) -> Self {
         Self::new(Kind::Exhausted, what)
     }
+    /// [`Kind::Exhausted`] for want of space: what frees some makes the same call succeed.
+    pub fn no_room(what: impl Into<String>) -> Self {
+        Self { full: true, ..Self::exhausted(what) }
+    }
     /// [`Kind::Unavailable`].
     pub fn unavailable(what: impl Into<String>) -> Self {
         Self::new(Kind::Unavailable, what)
@@ -124,7 +136,8 @@ impl Fault {
             E::StaleNetworkFileHandle | E::TimedOut | E::HostUnreachable => Kind::Unavailable,
             _ => Kind::Internal,
         };
-        Self::new(kind, what).because(error)
+        let full = error.kind() == E::StorageFull;
+        Self { full, ..Self::new(kind, what).because(error) }
     }
 
     /// Says what to do about it (shown in brackets after the text).
@@ -158,6 +171,10 @@ impl Fault {
     /// The sort of failure.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+    /// Whether it failed for want of space, and not of devices or ids, which are `Exhausted` too.
+    pub fn is_no_room(&self) -> bool {
+        self.full && self.kind == Kind::Exhausted
     }
     /// What failed, without hint and cause.
     pub fn what(&self) -> &str {
@@ -231,5 +248,15 @@ mod tests {
         assert_eq!(kind(2), Kind::NotFound); // ENOENT
         assert_eq!(kind(116), Kind::Unavailable); // ESTALE
         assert_eq!(kind(5), Kind::Internal); // EIO
+    }
+
+    #[test]
+    fn want_of_space_is_told_from_other_things_that_are_exhausted() {
+        let of = |code| Fault::io("write", std::io::Error::from_raw_os_error(code));
+        assert!(of(28).during("create volume a/b").is_no_room());
+        assert!(Fault::no_room("find 1Gi").is_no_room());
+        assert!(!of(122).is_no_room(), "a quota is not the file system's end");
+        assert!(!Fault::exhausted("find a loop device").is_no_room());
+        assert!(!of(28).with_kind(Kind::Unavailable).is_no_room());
     }
 }

@@ -13,9 +13,11 @@
 //! | [`topology`] | segments and requirements |
 //! | [`volume`] | what is asked for and what exists: volumes, snapshots, health, listing |
 //! | [`mkfs`] | arguments for mkfs from outside |
+//! | [`period`] | lengths of time |
 //! | [`params`] | StorageClass parameters, unknown ones refused by name |
 //! | [`secrets`] | secrets that cannot be printed |
 //! | [`cx`] | the context of one running operation: step, progress, crash points, undo |
+//! | [`trash`] | what was deleted and is kept for a while |
 //! | [`backend`] | the traits |
 
 pub mod backend;
@@ -26,8 +28,10 @@ pub mod fault;
 pub mod id;
 pub mod mkfs;
 pub mod params;
+pub mod period;
 pub mod secrets;
 pub mod topology;
+pub mod trash;
 pub mod volume;
 
 pub use backend::{Backend, Connect, Provision};
@@ -37,4 +41,5 @@ pub use cx::Cx;
 pub use fault::{Fault, Kind, Result};
 pub use id::{DriverName, Handle, Native, NodeName, PoolName, RequestedName, SnapshotId, VolumeId};
 pub use params::Params;
+pub use period::Period;
 pub use secrets::Secrets;

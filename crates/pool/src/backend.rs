@@ -11,6 +11,7 @@ use crate::{
     owner::OwnerNote,
     places::Places,
     pool::Pool,
+    trash::Emptier,
 };
 use async_trait::async_trait;
 use larder_host::{Host, blocking};
@@ -21,12 +22,17 @@ use larder_model::{
         Attachment, ChangedBlocks, ConnectRequest, Expand, GetCapacity, Groups, Health,
         ListVolumes, Parameter, Snapshots, Source,
     },
+    trash::Trash,
     volume::{
         Attributes, Capacity, Facts, FormatState, HealthEntry, Listed, Page, PoolStatus, Snapshot,
         SnapshotSpec, StorageHealth, Volume, VolumeSpec, VolumeUsage,
     },
 };
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// A backend whose volumes lie in file-based pools. Cheap to clone.
 pub struct LocalBackend<M>(Arc<Core<M>>);
@@ -37,6 +43,13 @@ pub(crate) struct Core<M> {
     pub(crate) places: Arc<Places<M>>,
     pub(crate) claims: Claims,
     pub(crate) formatting: Formatting,
+    pub(crate) emptier: Mutex<Option<Emptier>>,
+}
+
+impl<M> Core<M> {
+    fn emptier(&self) -> MutexGuard<'_, Option<Emptier>> {
+        self.emptier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<M: Medium> LocalBackend<M> {
@@ -53,7 +66,7 @@ impl<M: Medium> LocalBackend<M> {
         let medium = Arc::new(medium);
         let places = Arc::new(Places::new(medium.clone(), host, note, pools)?);
         let (claims, formatting) = (Claims::default(), Formatting::default());
-        Ok(Self(Arc::new(Core { medium, places, claims, formatting })))
+        Ok(Self(Arc::new(Core { medium, places, claims, formatting, emptier: Mutex::default() })))
     }
 
     /// The medium.
@@ -123,10 +136,19 @@ impl<M: Medium> Backend for LocalBackend<M> {
         self.0.medium.parameters()
     }
     async fn start(&self, cx: &Cx) -> Result<()> {
-        self.0.places.start(cx).await
+        self.0.places.start(cx).await?;
+        *self.0.emptier() = Emptier::start(&self.0)?;
+        Ok(())
     }
     async fn stop(&self) {
         let stopped = self.run(|core| {
+            let emptier = core.emptier().take();
+            if let Some(emptier) = emptier {
+                emptier.tell();
+                core.places.tell_to_stop();
+                emptier.wait();
+            }
+            core.places.tell_to_stop();
             core.places.stop();
             Ok(())
         });
@@ -142,6 +164,9 @@ impl<M: Medium> Backend for LocalBackend<M> {
     }
     async fn storage_health(&self) -> Vec<StorageHealth> {
         self.run(|core| Ok(core.storage_health())).await.unwrap_or_default()
+    }
+    fn trash(&self) -> Option<&dyn Trash> {
+        Some(self)
     }
     fn provision(&self) -> &dyn Provision {
         self

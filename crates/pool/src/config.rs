@@ -1,6 +1,6 @@
 //! How a pool is configured.
 
-use larder_model::{Bytes, Fault, FsType, Result};
+use larder_model::{Bytes, Fault, FsType, Period, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -31,6 +31,9 @@ pub struct PoolConfig {
     /// btrfs qgroup). Images are their size anyway.
     #[serde(default)]
     pub require_quota: bool,
+    /// What is deleted is kept for so long, as far as there is room. None: it is removed at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trash: Option<Period>,
     /// Make the pool's identity when the directory is empty (or absent).
     #[serde(default)]
     pub create: bool,
@@ -58,6 +61,7 @@ impl PoolConfig {
             overprovision: None,
             reserve: Bytes::ZERO,
             require_quota: false,
+            trash: None,
             create: false,
         }
     }
@@ -73,6 +77,12 @@ impl PoolConfig {
         if !clean {
             return Err(Fault::invalid(format!("use path {} for a pool", self.path.display()))
                 .hint("name an absolute directory without '..', and not the root"));
+        }
+        if self.shared && self.trash.is_some() {
+            return Err(Fault::invalid(
+                "use trash for a shared pool: several nodes would empty it",
+            )
+            .hint("leave trash out; snapshots guard against deletion by mistake there"));
         }
         match self.overprovision {
             Some(f) if !(f.is_finite() && f > 0.0) => {
@@ -124,6 +134,11 @@ mod tests {
         let full = read(full).unwrap();
         assert_eq!((full.reserve, full.mount), (Bytes::gib(1), MountRule::Required));
         assert_eq!(read(&serde_json::to_string(&full).unwrap()).unwrap(), full);
+        let kept = read(r#"{"path": "/p", "trash": "24h"}"#).unwrap();
+        assert_eq!(kept.trash.map(Period::seconds), Some(86_400));
+        assert_eq!(read(&serde_json::to_string(&kept).unwrap()).unwrap(), kept);
+        assert!(read(r#"{"path": "/p", "trash": "soon"}"#).is_err());
+        assert!(PoolConfig { shared: true, ..kept }.check().is_err());
         assert!(read(r#"{"path": "/p", "size": 1}"#).is_err(), "unknown keys are refused");
     }
 

@@ -86,7 +86,9 @@ impl<M: Medium> Core<M> {
             }
             let free = pool.host().filesystems.usage(pool.path()).map(|usage| usage.available);
             match free {
-                Ok(free) if free <= pool.config().reserve => {
+                Ok(free)
+                    if free.saturating_add(pool.bin().allocated()) <= pool.config().reserve =>
+                {
                     say(false, "PoolFull", format!("pool {name} has {free} free"));
                 }
                 Ok(_) => {}
@@ -149,6 +151,7 @@ impl<M: Medium> Core<M> {
         status.snapshots = totals.snapshots;
         status.provisioned = totals.provisioned;
         status.warnings.extend(totals.broken);
+        status.warnings.extend_from_slice(pool.bin().broken());
         for native in crate::statics::names(&*self.medium, pool)? {
             if pool.catalog().contains(Shelf::Volumes, &native) {
                 status.warnings.push(format!(

@@ -14,6 +14,7 @@
 //!   creating/snapshot-<native>/
 //!   creating/group-<native>/
 //!   deleting/volume-<native>.…/   renamed aside, being removed
+//!   trash/volume-<native>.<id>/   deleted and kept for a while; <id>.json beside it is its record
 //!   static/<native>…              put there by an administrator; <native>.larder.json is its record
 //! ```
 
@@ -27,6 +28,7 @@ pub(crate) const RECORD: &str = "record.json";
 pub(crate) const IDENTITY: &str = "larder-pool.json";
 pub(crate) const CREATING: &str = "creating";
 pub(crate) const DELETING: &str = "deleting";
+pub(crate) const TRASH: &str = "trash";
 pub(crate) const STATIC: &str = "static";
 /// In a group's folder: its snapshots, until they are in their own places.
 pub(crate) const MEMBERS: &str = "members";
@@ -35,8 +37,18 @@ pub(crate) const SCRATCH: &str = ".larder/scratch";
 /// Follows the name of a static volume in the name of its record.
 pub(crate) const STATIC_RECORD: &str = ".larder.json";
 /// What makes up a pool besides its identity, parents first.
-pub(crate) const FOLDERS: [&str; 9] =
-    [".larder", LOCKS, SCRATCH, "volumes", "snapshots", "groups", CREATING, DELETING, STATIC];
+pub(crate) const FOLDERS: [&str; 10] = [
+    ".larder",
+    LOCKS,
+    SCRATCH,
+    "volumes",
+    "snapshots",
+    "groups",
+    CREATING,
+    DELETING,
+    TRASH,
+    STATIC,
+];
 
 pub(crate) fn owner_lock(pool: &Path) -> PathBuf {
     pool.join(".larder").join("lock")

@@ -23,6 +23,7 @@
 //! | `build` | creation and deletion by one rename, and what a power cut can leave |
 //! | `recover` | mending what a killed process left |
 //! | `claims` | who works on which name |
+//! | `trash` | what was deleted and is kept for a while |
 //! | `room` | over-provisioning, reserve, capacity |
 //! | `groups` | snapshots of several volumes, made and deleted as a whole |
 //! | `blocks` | allocated and changed blocks of snapshots |
@@ -51,6 +52,7 @@ mod recover;
 mod room;
 mod snapshots;
 mod statics;
+mod trash;
 mod volumes;
 
 pub use backend::LocalBackend;
@@ -64,3 +66,4 @@ pub use medium::{
 pub use owner::{OwnerNote, owner};
 pub use pool::Pool;
 pub use record::{Access, FileMark, SnapshotRecord, SourceRef, VolumeRecord};
+pub use trash::{TrashRecord, TrashSort};

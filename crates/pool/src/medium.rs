@@ -192,6 +192,19 @@ pub trait Medium: Send + Sync + 'static {
     /// `NotFound`, I/O.
     fn allocated(&self, pool: &Pool, data: &Path) -> Result<Bytes>;
 
+    /// As [`Medium::allocated`], of what is being deleted: quickly, so that it may be less.
+    ///
+    /// # Errors
+    /// I/O.
+    fn takes(&self, pool: &Pool, data: &Path) -> Result<Bytes> {
+        self.allocated(pool, data)
+    }
+
+    /// The data that was `data` has gone into the trash: what is remembered of that path is void.
+    fn moved(&self, data: &Path) {
+        let _ = data;
+    }
+
     /// What is wrong with the volume's data; that it exists was checked. Empty: nothing known.
     /// `attachment`: how it is connected, where that is known and saves looking for it.
     fn health(

@@ -251,6 +251,15 @@ impl<M: Medium> Places<M> {
         Ok(())
     }
 
+    /// Tells what works in the background that it shall end.
+    pub(crate) fn tell_to_stop(&self) {
+        for place in self.places.values() {
+            if let Some(pool) = &place.state().pool {
+                pool.stopping().tell();
+            }
+        }
+    }
+
     /// Lets go of every pool. An operation that is still running keeps its pool's lock to its end.
     pub(crate) fn stop(&self) {
         for (name, place) in &self.places {

@@ -12,7 +12,7 @@
 //! (the owner lock is still ours), what is in memory still holds; otherwise it is loaded anew, and
 //! operations that began before can no longer commit into it (`retire`).
 //!
-//! Nothing outside `volumes`, `snapshots`, `creating`, `deleting`, `static` and `.larder` is ever
+//! Nothing outside `volumes`, `snapshots`, `groups`, `creating`, `deleting`, `trash`, `static` and `.larder` is ever
 //! written, and those folders are made only after the identity was proven. Work that is surprised by
 //! the pool going away therefore fails with "no such directory" instead of filling the mount point.
 
@@ -25,6 +25,7 @@ use crate::{
     medium::{Medium, PoolTraits},
     owner::{self, OwnerNote},
     record::{SnapshotRecord, VolumeRecord},
+    trash::{Bin, Stop},
 };
 use larder_host::{Host, durable, filesystems::is_read_only, lock::FileLock};
 use larder_model::{Fault, Kind, Native, PoolName, Result, SnapshotId, VolumeId};
@@ -66,6 +67,9 @@ struct Inner {
     promised: Mutex<crate::room::Promised>,
     /// What is just being removed from `deleting`.
     removing: Mutex<HashSet<OsString>>,
+    bin: Bin,
+    /// Told when the pool is let go: long removals end where they are.
+    stopping: Stop,
 }
 
 /// Proves that the pool's file system answers, before anything in it is touched: whoever waits for a
@@ -168,6 +172,7 @@ impl<M: Medium> Opener<'_, M> {
         } else {
             Catalog::load(path)?
         };
+        let bin = Bin::load(path, !read_only && !self.config.shared)?;
         Ok(Opening::Open(Pool(Arc::new(Inner {
             name: self.name.clone(),
             config: self.config.clone(),
@@ -183,6 +188,8 @@ impl<M: Medium> Opener<'_, M> {
             records: [const { Mutex::new(()) }; 64],
             promised: Mutex::default(),
             removing: Mutex::default(),
+            bin,
+            stopping: Stop::default(),
         }))))
     }
 }
@@ -267,6 +274,12 @@ impl Pool {
     }
     pub(crate) fn removing(&self) -> MutexGuard<'_, HashSet<OsString>> {
         self.0.removing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    pub(crate) fn bin(&self) -> &Bin {
+        &self.0.bin
+    }
+    pub(crate) fn stopping(&self) -> &Stop {
+        &self.0.stopping
     }
     pub(crate) fn was_read_only(&self) -> bool {
         self.0.read_only

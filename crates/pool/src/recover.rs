@@ -96,7 +96,7 @@ pub(crate) fn clear<M: Medium>(medium: &M, pool: &Pool, folder: &Path, cx: &Cx) 
         }
         medium.remove(pool, folder, cx)?;
     }
-    durable::remove_tree(folder)
+    durable::remove_tree_while(folder, &|| !pool.stopping().is_told())
 }
 
 /// The folders in `deleting` that belonged to `native`.

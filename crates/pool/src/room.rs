@@ -40,11 +40,23 @@ impl Drop for Promise {
 }
 
 impl Pool {
+    /// Promises `size` more to a volume that has its space already.
+    ///
+    /// # Errors
+    /// As [`Pool::promise`].
+    pub(crate) fn promise_size(&self, size: Bytes) -> Result<Promise> {
+        self.promise_all(size, Bytes::ZERO, false)
+    }
+
     /// Promises `size` more to a volume, `space` of it to be taken at once.
     ///
     /// # Errors
     /// `Exhausted`, saying what is left.
     pub(crate) fn promise(&self, size: Bytes, space: Bytes) -> Result<Promise> {
+        self.promise_all(size, space, self.config().reserve > Bytes::ZERO || space > Bytes::ZERO)
+    }
+
+    fn promise_all(&self, size: Bytes, space: Bytes, asks_space: bool) -> Result<Promise> {
         let config = self.config();
         let promise = Promise { pool: self.clone(), size, space };
         // Counted first, asked then: of two at a time at most one is refused that need not be.
@@ -55,24 +67,11 @@ impl Pool {
             promised.space = promised.space.saturating_add(space);
             others
         };
-        let asks_space = config.reserve > Bytes::ZERO || space > Bytes::ZERO;
         if config.overprovision.is_none() && !asks_space {
             return Ok(promise);
         }
         let usage = self.host().filesystems.usage(self.path())?;
-        let left = usage.available.saturating_sub(config.reserve).saturating_sub(others_space);
-        if asks_space && (left < space || left == Bytes::ZERO) {
-            return Err(Fault::exhausted(format!(
-                "find {space} in pool {}: {left} are free{}",
-                self.name(),
-                if config.reserve > Bytes::ZERO {
-                    format!(" beside the reserve of {}", config.reserve)
-                } else {
-                    String::new()
-                }
-            ))
-            .hint("delete volumes or snapshots, or enlarge the pool's file system"));
-        }
+        // First, since no room that somebody makes would help.
         if let Some(factor) = config.overprovision.filter(|_| size > Bytes::ZERO) {
             let limit = scaled(usage.total.saturating_sub(config.reserve), factor);
             let given = self.catalog().provisioned()?.saturating_add(others_size);
@@ -83,6 +82,19 @@ impl Pool {
                 ))
                 .hint("delete volumes, enlarge the pool, or raise `overprovision`"));
             }
+        }
+        let left = usage.available.saturating_sub(config.reserve).saturating_sub(others_space);
+        if asks_space && (left < space || left == Bytes::ZERO) {
+            return Err(Fault::no_room(format!(
+                "find {space} in pool {}: {left} are free{}",
+                self.name(),
+                if config.reserve > Bytes::ZERO {
+                    format!(" beside the reserve of {}", config.reserve)
+                } else {
+                    String::new()
+                }
+            ))
+            .hint("delete volumes or snapshots, or enlarge the pool's file system"));
         }
         Ok(promise)
     }
@@ -100,7 +112,9 @@ impl Pool {
             return Ok(Capacity { available: Bytes::ZERO, largest: Some(Bytes::ZERO), smallest });
         }
         let usage = self.host().filesystems.usage(self.path())?;
-        let mut available = usage.available.saturating_sub(config.reserve);
+        // What is in the trash makes room when it is needed.
+        let free = usage.available.saturating_add(self.bin().allocated()).min(usage.total);
+        let mut available = free.saturating_sub(config.reserve);
         if let Some(factor) = config.overprovision {
             let limit = scaled(usage.total.saturating_sub(config.reserve), factor);
             let given = self.catalog().provisioned()?;

@@ -4,13 +4,14 @@
 
 use crate::{
     backend::Core,
-    build::{build, raze},
+    build::build,
     entry::{Entry, SnapshotEntry},
     groups,
     layout::Shelf,
     medium::{Medium, Origin, SnapshotFacts},
     pool::Pool,
     record::{FORMAT, SnapshotRecord},
+    trash::Kept,
     volumes::not_absent,
 };
 use larder_model::{
@@ -33,7 +34,7 @@ impl<M: Medium> Core<M> {
         let what = format!("cut snapshot {id}");
         let _claim = self.claims.alone(Shelf::Snapshots, id.native(), what, cx)?;
         let _lock = pool.shared_lock(Shelf::Snapshots, id.native(), "use", true)?;
-        self.cut_or_match(&pool, spec, cx)
+        self.with_room(&pool, cx, || self.cut_or_match(&pool, spec, cx))
             .map_err(|fault| pool.explain(fault).during(format!("cut snapshot {id}")))
     }
 
@@ -86,14 +87,14 @@ impl<M: Medium> Core<M> {
         let _claim = self.claims.alone(Shelf::Snapshots, native, what, cx)?;
         let lock = pool.shared_lock(Shelf::Snapshots, native, "use", true)?;
         let delete = || {
-            if let Some(entry) = pool.snapshot(native)?
-                && let Some(group) = &entry.record.group
-            {
+            let found = pool.snapshot(native)?;
+            if let Some(group) = found.as_ref().and_then(|entry| entry.record.group.as_ref()) {
                 let group = groups::shown(id, group);
                 return Err(Fault::invalid(format!("it is a member of group {group}"))
                     .hint("delete the group"));
             }
-            raze(&*self.medium, &pool, Shelf::Snapshots, native, cx)
+            let kept = found.as_ref().map(|entry| (Kept::snapshot(entry), &*entry.data));
+            self.discard(&pool, Shelf::Snapshots, native, kept, cx)
         };
         delete().map_err(|fault| during(not_absent(pool.explain(fault))))?;
         pool.forget_locks(Shelf::Snapshots, native, lock);

@@ -2,13 +2,14 @@
 
 use crate::{
     backend::Core,
-    build::{build, raze},
+    build::build,
     entry::Entry,
     layout::Shelf,
     medium::{Medium, Origin, Plan, PlanRequest},
     pool::Pool,
     record::{Access, FORMAT, FileMark, SourceRef, VolumeRecord},
     statics,
+    trash::Kept,
 };
 use larder_model::{
     Bytes, CapacityRange, Cx, Fault, Kind, Native, Result, VolumeId,
@@ -25,7 +26,7 @@ impl<M: Medium> Core<M> {
         let what = format!("create volume {id}");
         let _claim = self.claims.alone(Shelf::Volumes, native, what, cx)?;
         let _lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
-        self.make_or_match(&pool, spec, cx)
+        self.with_room(&pool, cx, || self.make_or_match(&pool, spec, cx))
             .map_err(|fault| pool.explain(fault).during(format!("create volume {id}")))
     }
 
@@ -202,20 +203,22 @@ impl<M: Medium> Core<M> {
         let _claim = self.claims.alone(Shelf::Volumes, native, what, cx)?;
         let lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
         let delete = || {
-            match self.lookup(&pool, native)? {
+            let found = self.lookup(&pool, native)?;
+            match &found {
                 Some(entry) if entry.is_static => {
                     return Err(Fault::precondition("it is static: an administrator put it there")
                         .hint(format!("remove {} by hand", entry.data.display())));
                 }
                 Some(entry) => {
-                    if let Some(user) = self.medium.in_use(&pool, &entry)? {
+                    if let Some(user) = self.medium.in_use(&pool, entry)? {
                         return Err(Fault::precondition(format!("it is in use: {user}"))
                             .hint("unpublish and unstage it first"));
                     }
                 }
                 None => {}
             }
-            raze(&*self.medium, &pool, Shelf::Volumes, native, cx)
+            let kept = found.as_ref().and_then(|entry| Some((Kept::volume(entry)?, &*entry.data)));
+            self.discard(&pool, Shelf::Volumes, native, kept, cx)
         };
         delete().map_err(|fault| during(not_absent(pool.explain(fault))))?;
         pool.forget_locks(Shelf::Volumes, native, lock);
@@ -235,7 +238,7 @@ impl<M: Medium> Core<M> {
         let _lock = pool.shared_lock(Shelf::Volumes, native, "use", true)?;
         // As it is now that nobody else works on it.
         let (_, entry) = self.find(id)?;
-        self.grow(&pool, &entry, range, cx)
+        self.with_room(&pool, cx, || self.grow(&pool, &entry, range, cx))
             .map_err(|fault| pool.explain(fault).during(format!("expand volume {id}")))
     }
 

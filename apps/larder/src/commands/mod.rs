@@ -10,6 +10,7 @@ pub(crate) mod names;
 pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod snapshot;
+pub(crate) mod trash;
 pub(crate) mod volume;
 
 /// A driver's answer, or its status as a [`larder_model::Fault`] about `what`.

@@ -65,7 +65,7 @@ impl Row for PoolRow {
 }
 
 /// A size for people: free space is rarely a whole number of anything.
-fn rounded(bytes: u64) -> String {
+pub(crate) fn rounded(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut tenths = u128::from(bytes) * 10;
     let mut unit = 0;

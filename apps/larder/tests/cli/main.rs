@@ -16,3 +16,4 @@ mod names;
 mod output;
 mod serve;
 mod sockets;
+mod trash;

@@ -10,3 +10,4 @@ mod copies;
 mod crash;
 mod lives;
 mod sizes;
+mod trash;

@@ -1,11 +1,22 @@
-//! What Larder's own tools ask: running operations, pools, the log level.
+//! What Larder's own tools ask: running operations, pools, the trash, the log level.
 
 use super::{Answer, Services, answer};
 use crate::{reply, status::status};
-use larder_model::{Fault, id::quoted};
+use larder_model::{Cx, Fault, Period, RequestedName, Result, id::quoted, trash::Trash};
 use larder_proto::larder::{self, admin_server::Admin};
 use std::sync::Arc;
 use tonic::{Request, Response};
+
+impl Services {
+    fn trash(&self) -> Result<&dyn Trash> {
+        self.gate.check()?;
+        let backend = self.control.backend();
+        backend.trash().ok_or_else(|| {
+            let kind = backend.kind();
+            Fault::unsupported(format!("use a trash: the {kind} backend has none"))
+        })
+    }
+}
 
 #[tonic::async_trait]
 impl Admin for Services {
@@ -26,6 +37,57 @@ impl Admin for Services {
         let pools = self.control.backend().pool_status().await;
         let pools = pools.into_iter().map(reply::pool).collect();
         Ok(Response::new(larder::ListPoolsResponse { pools }))
+    }
+
+    async fn list_trash(
+        self: Arc<Self>,
+        _: Request<larder::ListTrashRequest>,
+    ) -> Answer<larder::ListTrashResponse> {
+        let found = self.trash().map_err(|fault| status(&fault))?.list_trash().await;
+        answer(found, |found| larder::ListTrashResponse {
+            trash: found.into_iter().map(reply::trashed).collect(),
+        })
+    }
+
+    async fn restore_trash(
+        self: Arc<Self>,
+        request: Request<larder::RestoreTrashRequest>,
+    ) -> Answer<larder::RestoreTrashResponse> {
+        let request = request.into_inner();
+        let restore = async || {
+            let name = match request.name.as_str() {
+                "" => None,
+                name => Some(name.parse::<RequestedName>()?),
+            };
+            self.trash()?.restore(&request.id, name.as_ref(), &Cx::new()).await
+        };
+        answer(restore().await, |id| larder::RestoreTrashResponse { id })
+    }
+
+    async fn remove_trash(
+        self: Arc<Self>,
+        request: Request<larder::RemoveTrashRequest>,
+    ) -> Answer<larder::RemoveTrashResponse> {
+        let trash = self.trash().map_err(|fault| status(&fault))?;
+        let removed = trash.remove(&request.into_inner().id, &Cx::new()).await;
+        answer(removed, |()| larder::RemoveTrashResponse {})
+    }
+
+    async fn empty_trash(
+        self: Arc<Self>,
+        request: Request<larder::EmptyTrashRequest>,
+    ) -> Answer<larder::EmptyTrashResponse> {
+        let empty = async || {
+            let older_than = match request.into_inner().older_than_seconds {
+                0 => None,
+                seconds => Some(format!("{seconds}s").parse::<Period>()?),
+            };
+            self.trash()?.empty(older_than, &Cx::new()).await
+        };
+        answer(empty().await, |removed| larder::EmptyTrashResponse {
+            removed: i64::try_from(removed.count).unwrap_or(i64::MAX),
+            allocated_bytes: removed.allocated.as_i64(),
+        })
     }
 
     async fn set_log_level(

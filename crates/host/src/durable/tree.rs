@@ -28,6 +28,14 @@ const DEEPEST: usize = 64;
 /// `Precondition` when something is mounted inside or a file is immutable (`chattr +i`); see
 /// [`Fault::io`]. What was removed before stays removed.
 pub fn remove_tree(path: &Path) -> Result<()> {
+    remove_tree_while(path, &|| true)
+}
+
+/// As [`remove_tree`], looking before each entry whether to go on: trees may hold millions.
+///
+/// # Errors
+/// `Unavailable` when it was told to stop; as [`remove_tree`].
+pub fn remove_tree_while(path: &Path, goes_on: &dyn Fn() -> bool) -> Result<()> {
     let what = || format!("remove the tree {}", path.display());
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Fault::invalid(format!("{}: it has no name", what())));
@@ -41,7 +49,7 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     };
     let name = CString::new(name.as_bytes())
         .map_err(|_| Fault::invalid(format!("{}: its name holds a NUL", what())))?;
-    let mut removal = Removal { root: None, moved: 0 };
+    let mut removal = Removal { root: None, moved: 0, goes_on };
     removal
         .entry(&directory, &name, 0)
         .and_then(|()| rustix::fs::fsync(&directory).map_err(|e| At::new("", e)))
@@ -50,14 +58,15 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 
 /// Removes the entry `name` of an open directory, with everything below it; absent: done.
 pub(crate) fn remove_at(directory: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<()> {
-    let mut removal = Removal { root: None, moved: 0 };
+    let mut removal = Removal { root: None, moved: 0, goes_on: &|| true };
     removal.entry(directory, &name.to_owned(), 0).map_err(|failed| failed.why)
 }
 
-struct Removal {
+struct Removal<'a> {
     /// The top directory of the tree: deep ones are moved here.
     root: Option<OwnedFd>,
     moved: u64,
+    goes_on: &'a dyn Fn() -> bool,
 }
 
 /// Where below the tree an error was met.
@@ -86,6 +95,8 @@ impl At {
         match self.why {
             _ if self.mounted => Fault::precondition(format!("{what}: {at} is a mount point"))
                 .hint("unmount it first; nothing behind a mount is ever removed"),
+            Errno::CANCELED => Fault::unavailable(format!("{what}: it was stopped at {at}"))
+                .hint("it is continued by the next start"),
             Errno::BUSY => fault.with_kind(Kind::Precondition).hint("something is mounted there"),
             Errno::PERM => fault
                 .with_kind(Kind::Precondition)
@@ -95,9 +106,12 @@ impl At {
     }
 }
 
-impl Removal {
+impl Removal<'_> {
     /// Removes the entry `name` of `directory`.
     fn entry(&mut self, directory: &OwnedFd, name: &CString, depth: usize) -> Result<(), At> {
+        if !(self.goes_on)() {
+            return Err(At::new(name.as_bytes(), Errno::CANCELED));
+        }
         let at = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = match rustix::fs::statx(directory, name, at, StatxFlags::TYPE) {
             Ok(stat) => stat,

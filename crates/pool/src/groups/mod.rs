@@ -77,7 +77,7 @@ impl<M: Medium> Core<M> {
                 let claim = self.claims.alone(Shelf::Snapshots, native, what, cx)?;
                 held.push((claim, pool.shared_lock(Shelf::Snapshots, native, "use", true)?));
             }
-            self.cut_group_or_match(&pool, wanted, cx)
+            self.with_room(&pool, cx, || self.cut_group_or_match(&pool, wanted, cx))
         };
         work().map_err(|fault| pool.explain(fault).during(format!("cut group {id}")))
     }

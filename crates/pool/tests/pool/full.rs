@@ -44,11 +44,11 @@ impl Call {
 }
 
 /// Takes all that is left of a file system but a little.
-struct Filler(PathBuf);
+pub struct Filler(PathBuf);
 
 impl Filler {
     /// Leaves `pages` of 4 KiB.
-    fn space(dir: &Path, pages: u64) -> Self {
+    pub fn space(dir: &Path, pages: u64) -> Self {
         let path = dir.join("filler");
         let mut file = File::create(&path).unwrap();
         let mut size = 1 << 20;
@@ -80,7 +80,7 @@ impl Filler {
         Self(path)
     }
 
-    fn remove(self) {
+    pub fn remove(self) {
         if self.0.is_dir() {
             std::fs::remove_dir_all(&self.0).unwrap();
         } else {

@@ -23,4 +23,6 @@ mod processes;
 mod silent;
 mod snapshots;
 mod support;
+mod trash;
+mod trash_crash;
 mod volumes;

@@ -406,6 +406,19 @@ impl Bench {
                 let members: Vec<_> = members.map(|m| m["native"].to_string()).collect();
                 state.insert(format!("groups {name}/{native}"), members.join(" "));
             }
+            let trash = pool.join("trash");
+            let (records, folders): (BTreeSet<_>, BTreeSet<_>) =
+                file_names(&trash).into_iter().partition(|n| n.ends_with(".json"));
+            let named: BTreeSet<_> = folders.iter().map(|f| format!("{f}.json")).collect();
+            assert_eq!(records, named, "each has a record, and each record something");
+            for folder in folders {
+                let data = trash.join(&folder).join("data");
+                let ticket = fs::read_to_string(data.join("ticket")).unwrap();
+                assert!(tickets.remove(&ticket), "{folder} has lost its ticket");
+                let (native, _) = folder.rsplit_once('.').unwrap();
+                let content = fs::read_to_string(data.join("content")).unwrap();
+                state.insert(format!("trash {name}/{native}"), content);
+            }
             for folder in ["creating", "deleting", ".larder/scratch", "static"] {
                 let left = file_names(&pool.join(folder));
                 assert!(left.is_empty(), "left in {folder}: {left:?}");
