@@ -1,5 +1,6 @@
 //! A real SIGKILL of a real process at every step of every operation, on real mounts: the next call
-//! mends everything, and nothing is left behind.
+//! mends everything, what there is then is what a run without a kill leaves, and in the end nothing is
+//! left behind.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
@@ -21,6 +22,7 @@ enum Step {
     Publish,
     Snapshot,
     Clone,
+    Copy,
     Expand,
     NodeExpand,
     Unpublish,
@@ -30,12 +32,13 @@ enum Step {
     Delete,
 }
 
-const LIFE: [Step; 12] = [
+const LIFE: [Step; 13] = [
     Step::Create,
     Step::Stage,
     Step::Publish,
     Step::Snapshot,
     Step::Clone,
+    Step::Copy,
     Step::Expand,
     Step::NodeExpand,
     Step::Unpublish,
@@ -73,13 +76,13 @@ impl Life<'_> {
             Step::Clone => {
                 let snapshot_id = "default/s".to_owned();
                 let source = csi::volume_content_source::SnapshotSource { snapshot_id };
-                let request = csi::CreateVolumeRequest {
-                    volume_content_source: Some(csi::VolumeContentSource {
-                        r#type: Some(csi::volume_content_source::Type::Snapshot(source)),
-                    }),
-                    ..create("b", SIZE, self.capability())
-                };
-                drop(controller.create_volume(request).await?);
+                let source = csi::volume_content_source::Type::Snapshot(source);
+                drop(controller.create_volume(self.create_from("b", source)).await?);
+            }
+            Step::Copy => {
+                let source = csi::volume_content_source::VolumeSource { volume_id };
+                let source = csi::volume_content_source::Type::Volume(source);
+                drop(controller.create_volume(self.create_from("c", source)).await?);
             }
             Step::Snapshot => {
                 let request = csi::CreateSnapshotRequest {
@@ -146,7 +149,10 @@ impl Life<'_> {
                 };
                 drop(node.node_unstage_volume(request).await?);
             }
-            Step::DeleteClone => delete(server, "default/b").await?,
+            Step::DeleteClone => {
+                delete(server, "default/b").await?;
+                delete(server, "default/c").await?;
+            }
             Step::Delete => delete(server, "default/a").await?,
             Step::DeleteSnapshot => {
                 let request = csi::DeleteSnapshotRequest {
@@ -157,6 +163,25 @@ impl Life<'_> {
             }
         }
         Ok(())
+    }
+
+    fn create_from(
+        &self,
+        name: &str,
+        source: csi::volume_content_source::Type,
+    ) -> csi::CreateVolumeRequest {
+        csi::CreateVolumeRequest {
+            volume_content_source: Some(csi::VolumeContentSource { r#type: Some(source) }),
+            ..create(name, SIZE, self.capability())
+        }
+    }
+
+    /// Does all steps before `until`.
+    async fn live(&self, server: &Server, until: Step) {
+        for step in LIFE.into_iter().take_while(|s| *s < until) {
+            self.call(server, step).await.unwrap_or_else(|e| panic!("before: {step:?}: {e}"));
+            self.check(step);
+        }
     }
 
     async fn context(
@@ -203,15 +228,23 @@ async fn sweep(backend: &'static str, fs: &str, block: bool, under_test: Step) {
     std::fs::create_dir_all(site.path("staging")).unwrap();
     std::fs::create_dir_all(site.path("pods")).unwrap();
     let life = Life { site: &site, block };
+    // Without a kill.
+    let mut server = site.server();
+    assert!(server.ready().await);
+    life.live(&server, under_test).await;
+    life.call(&server, under_test).await.unwrap();
+    let wanted = there_is(&server).await;
+    for step in LIFE.into_iter().skip_while(|s| *s <= under_test) {
+        life.call(&server, step).await.unwrap_or_else(|e| panic!("without a kill: {step:?}: {e}"));
+    }
+    assert!(server.stop().success());
+
     let mut crashes = 0;
     for n in 1.. {
         assert!(n < 200, "{under_test:?} has no end");
         let mut server = site.server();
         assert!(server.ready().await);
-        for step in LIFE.into_iter().take_while(|s| *s < under_test) {
-            life.call(&server, step).await.unwrap_or_else(|e| panic!("before: {step:?}: {e}"));
-            life.check(step);
-        }
+        life.live(&server, under_test).await;
         server.kill();
 
         let mut doomed = site.server_that_crashes_at(n);
@@ -230,6 +263,13 @@ async fn sweep(backend: &'static str, fs: &str, block: bool, under_test: Step) {
                 panic!("{under_test:?} was killed at step {n}; then {step:?}: {e}")
             });
             life.check(step);
+            if step == under_test {
+                assert_eq!(
+                    there_is(&server).await,
+                    wanted,
+                    "{under_test:?} was killed at step {n}"
+                );
+            }
         }
         assert!(server.stop().success());
         let left = leaks::find(site.dir.path(), site.pool.path());
@@ -239,6 +279,21 @@ async fn sweep(backend: &'static str, fs: &str, block: bool, under_test: Step) {
         }
     }
     assert!(crashes > 0, "{under_test:?} was never killed: the program lacks its crash points");
+}
+
+/// All volumes and snapshots, but for when they were made.
+async fn there_is(server: &Server) -> Vec<String> {
+    let mut controller = server.client.controller();
+    let volumes = controller.list_volumes(csi::ListVolumesRequest::default()).await.unwrap();
+    let volumes = volumes.into_inner().entries.into_iter().map(|entry| entry.volume.unwrap());
+    let mut all: Vec<_> = volumes.map(|volume| format!("{volume:?}")).collect();
+    let snapshots = controller.list_snapshots(csi::ListSnapshotsRequest::default()).await.unwrap();
+    for entry in snapshots.into_inner().entries {
+        let snapshot = csi::Snapshot { creation_time: None, ..entry.snapshot.unwrap() };
+        all.push(format!("{snapshot:?}"));
+    }
+    all.sort();
+    all
 }
 
 async fn wait_for_end(server: &mut Server) {
@@ -267,11 +322,19 @@ sweeps! {
     a_loop_volume_survives_kills_in_snapshot: "loop" on "xfs", false, Snapshot;
     a_loop_volume_survives_kills_in_clone_by_copy: "loop" on "ext4", false, Clone;
     a_loop_volume_survives_kills_in_clone: "loop" on "btrfs", false, Clone;
+    a_loop_volume_survives_kills_in_copy: "loop" on "xfs", false, Copy;
     a_loop_volume_survives_kills_in_expand: "loop" on "xfs", false, Expand;
     a_loop_volume_survives_kills_in_node_expand: "loop" on "xfs", false, NodeExpand;
     a_loop_volume_survives_kills_in_unpublish: "loop" on "xfs", false, Unpublish;
     a_loop_volume_survives_kills_in_unstage: "loop" on "xfs", false, Unstage;
+    a_loop_volume_survives_kills_in_delete_snapshot: "loop" on "xfs", false, DeleteSnapshot;
     a_loop_volume_survives_kills_in_delete: "loop" on "xfs", false, Delete;
+    a_block_volume_survives_kills_in_create: "loop" on "xfs", true, Create;
+    a_block_volume_survives_kills_in_snapshot: "loop" on "xfs", true, Snapshot;
+    a_block_volume_survives_kills_in_copy: "loop" on "btrfs", true, Copy;
+    a_block_volume_survives_kills_in_expand: "loop" on "xfs", true, Expand;
+    a_block_volume_survives_kills_in_node_expand: "loop" on "xfs", true, NodeExpand;
+    a_block_volume_survives_kills_in_delete: "loop" on "xfs", true, Delete;
     a_block_volume_survives_kills_in_stage: "loop" on "xfs", true, Stage;
     a_block_volume_survives_kills_in_publish: "loop" on "xfs", true, Publish;
     a_block_volume_survives_kills_in_unpublish: "loop" on "xfs", true, Unpublish;
@@ -281,6 +344,7 @@ sweeps! {
     a_dir_volume_survives_kills_in_publish: "dir" on "xfs", false, Publish;
     a_dir_volume_survives_kills_in_snapshot: "dir" on "btrfs", false, Snapshot;
     a_dir_volume_survives_kills_in_clone: "dir" on "xfs", false, Clone;
+    a_dir_volume_survives_kills_in_copy: "dir" on "btrfs", false, Copy;
     a_dir_volume_survives_kills_in_expand: "dir" on "btrfs", false, Expand;
     a_dir_volume_survives_kills_in_unpublish: "dir" on "xfs", false, Unpublish;
     a_dir_volume_survives_kills_in_unstage: "dir" on "xfs", false, Unstage;

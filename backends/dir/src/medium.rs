@@ -73,7 +73,7 @@ impl Directories {
             // kubelet's default would hand a directory to the pod's fsGroup only where a claim names
             // a file system, which claims of directories do not.
             fs_group_policy: "File",
-            mount_group: false,
+            mount_group: true,
             online_expansion: true,
             node_expansion: false,
             ephemeral: true,

@@ -74,7 +74,7 @@ impl LoopMedium {
             // Not ReadWriteOnceWithFSType: kubelet would leave out volumes whose class names no
             // file system, which are formatted with the pool's default all the same.
             fs_group_policy: "File",
-            mount_group: false,
+            mount_group: true,
             online_expansion: true,
             node_expansion: true,
             ephemeral: true,

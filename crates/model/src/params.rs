@@ -60,8 +60,11 @@ impl Params {
         self.known.sort_unstable();
         self.known.dedup();
         let unknown: Vec<_> = self.left.keys().map(|k| crate::id::quoted(k)).collect();
-        Err(Fault::invalid(format!("use unknown parameter {}", unknown.join(", ")))
-            .hint(format!("known are {}", self.known.join(", "))))
+        let fault = Fault::invalid(format!("use unknown parameter {}", unknown.join(", ")));
+        Err(match self.known.as_slice() {
+            [] => fault.hint("there are none"),
+            known => fault.hint(format!("known are {}", known.join(", "))),
+        })
     }
 }
 

@@ -186,6 +186,13 @@ mod tests {
     }
 
     #[test]
+    fn every_part_of_the_long_stages_that_ci_takes_in_turn_has_one() {
+        let long = all().unwrap().iter().filter(|stage| stage.when == All).count();
+        let script = include_str!("../../../.ci/run");
+        assert!(script.contains(&format!("\nparts={long}\n")), "there are {long}");
+    }
+
+    #[test]
     fn a_stage_shows_what_one_would_type() {
         let shown =
             line("x", &[], USER, 1, Always, &[("A", "1")], Xtask("suite vm")).stage().shown();

@@ -90,8 +90,8 @@ fn as_text<S: serde::Serializer>(value: &Endpoint, s: S) -> Result<S::Ok, S::Err
 /// What `larder serve` is told on the command line.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeFlags {
-    /// Configuration file.
-    #[arg(long, env = "LARDER_CONFIG", value_hint = ValueHint::FilePath, conflicts_with_all = ["backend", "pool", "name"])]
+    /// Configuration file [env: LARDER_CONFIG=] [default: /etc/larder/config.yaml].
+    #[arg(long, value_hint = ValueHint::FilePath, conflicts_with_all = ["backend", "pool", "name"])]
     pub(crate) config: Option<PathBuf>,
     /// Serve one driver of this kind without a configuration file.
     #[arg(long, requires = "pool")]
@@ -144,7 +144,12 @@ pub(crate) fn load(path: &Path) -> Result<Settings> {
 pub(crate) fn of_serve(flags: &ServeFlags) -> Result<Settings> {
     let mut settings = match (&flags.config, &flags.backend, &flags.pool) {
         (None, Some(backend), Some(pool)) => single(backend, pool, flags)?,
-        (config, ..) => load(config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_PATH)))?,
+        // Not through clap: an exported variable is no conflict with --backend.
+        (config, ..) => {
+            let exported = std::env::var_os("LARDER_CONFIG").map(PathBuf::from);
+            let config = config.clone().or(exported);
+            load(config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_PATH)))?
+        }
     };
     match (&flags.endpoint, settings.drivers.as_mut_slice()) {
         (Some(endpoint), [driver]) => driver.endpoint = endpoint.clone(),

@@ -1,7 +1,7 @@
 //! What a test may not leave behind.
 
 use larder_host::{Host, loops::Backing, mounts::Unmount};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Everything of Larder's that is left in `site` although no volume is: mounts, loop devices,
 /// freezes, records, files in the pool.
@@ -33,10 +33,17 @@ pub(crate) fn find(site: &Path, pool: &Path) -> Vec<String> {
     found
 }
 
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 fn list(folder: &Path, found: &mut Vec<String>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
-    // The lock of the node records stays in place, as lock files do.
-    let paths = entries.map(|e| e.unwrap().path()).filter(|path| !path.ends_with(".lock"));
+    // The lock of the node records stays in place, as lock files do, and so does the folder in which
+    // inline volumes are staged.
+    let stays =
+        |path: &PathBuf| path.ends_with(".lock") || (path.ends_with("inline") && is_empty(path));
+    let paths = entries.map(|e| e.unwrap().path()).filter(|path| !stays(path));
     found.extend(paths.map(|path| format!("file {}", path.display())));
 }
 

@@ -4,26 +4,32 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 const PAGE: &str = include_str!("../../../../docs/semantics.md");
 
-/// Text in backquotes that has the form of a test's path: `module::name`.
+/// Text in backquotes that has the form of a test's path: `module::name` in this folder, or a longer
+/// one of the engines' sources.
 fn named() -> BTreeSet<(&'static str, &'static str)> {
     let quoted = PAGE.split('`').skip(1).step_by(2);
     quoted
-        .filter_map(|text| text.split_once("::"))
+        .filter_map(|text| text.rsplit_once("::"))
         .filter(|(module, name)| {
-            [module, name].iter().all(|part| {
+            let is_name = |part: &str| {
                 part.bytes().all(|b| b.is_ascii_lowercase() || b"_0123456789".contains(&b))
-            })
+            };
+            module.split("::").all(is_name) && is_name(name)
         })
         .collect()
 }
 
 #[test]
 fn every_test_that_the_documentation_names_exists() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rpc");
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let named = named();
     assert!(named.len() > 25, "{}", named.len());
     for (module, name) in named {
-        let source = fs::read_to_string(folder.join(format!("{module}.rs")));
+        let file = match module.contains("::") {
+            false => format!("tests/rpc/{module}.rs"),
+            true => format!("../volumes/src/{}.rs", module.replace("::", "/")),
+        };
+        let source = fs::read_to_string(here.join(file));
         let source = source.unwrap_or_else(|e| panic!("{module}::{name}: {e}"));
         let test = format!("fn {name}()");
         let at = source.find(&test).unwrap_or_else(|| panic!("{module}::{name} does not exist"));
