@@ -16,7 +16,7 @@ use crate::{
     record::{self, Consistency, Quota, SnapshotValue, Top, Value},
     subvolumes,
 };
-use larder_host::{Host, btrfs, copy, durable};
+use larder_host::{Host, btrfs, copy, durable, quota};
 use larder_model::{
     AccessMode, Bytes, Cx, Fault, Kind, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
@@ -42,6 +42,8 @@ const MIN_SIZE: Bytes = Bytes::mib(1);
 const SIZE_STEP: Bytes = Bytes::new(4096);
 /// How long a deletion counts what goes into the trash.
 const MEASURED_WITHIN: Duration = Duration::from_millis(500);
+/// How long the file system may take to count removed files no more.
+const FREED: Duration = Duration::from_secs(5);
 const DATA: &str = "data";
 /// Key of the volume context: whether the volume is held to its size.
 const ENFORCED: &str = "enforced";
@@ -308,6 +310,9 @@ impl Medium for Directories {
                 cx.step("remove the directory")?;
                 durable::remove_tree(&data)?;
                 cx.step("give the project id back")?;
+                if let Some(id) = project::claimed(folder)? {
+                    quota::wait_until_unused(folder, id, FREED)?;
+                }
                 if !project::release(&Kernel, folder, &data)? {
                     tracing::warn!(
                         folder = %folder.display(),

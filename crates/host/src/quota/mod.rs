@@ -22,7 +22,11 @@ use rustix::{
     fs::{CWD, Mode, OFlags},
     io::Errno,
 };
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// How the size of a directory can be limited.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,6 +201,19 @@ pub fn used_ids(dir: &Path) -> Result<BTreeSet<u32>> {
         }
     }
     Ok(ids)
+}
+
+/// Waits until no inode has the project `id`, for `patience` at most: xfs frees the inodes of removed
+/// files in the background, and counts them until then.
+///
+/// # Errors
+/// `Precondition` where project quota is not in force.
+pub fn wait_until_unused(dir: &Path, id: u32, patience: Duration) -> Result<()> {
+    let end = Instant::now() + patience;
+    while project_usage(dir, id)?.inodes_used > 0 && Instant::now() < end {
+        crate::sys::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Whether nothing on the file system of `dir` has the project `id`: neither usage nor a limit.
