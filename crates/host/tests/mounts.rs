@@ -285,6 +285,7 @@ fn a_file_system_mounted_read_only_is_made_writable_by_a_remount() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a test without a runtime waits")]
 fn every_user_of_a_device_is_found() {
     for fs_type in FsType::ALL {
         let scratch = Scratch::new();
@@ -311,6 +312,11 @@ fn every_user_of_a_device_is_found() {
             "{fs_type}: {users:?}"
         );
         scratch.unmount(&target);
+        // A mount namespace that another test makes meanwhile has a copy of the mount.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !mounts.users_of_device(id).unwrap().is_empty() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         assert_eq!(mounts.users_of_device(id).unwrap(), vec![]);
         // A loop device on the loop device.
         let upper = larder_host::command::Command::new("losetup")
