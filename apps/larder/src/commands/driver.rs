@@ -120,7 +120,14 @@ async fn info(session: &Session) -> larder_model::Result<Info> {
     let mut offered =
         names(services.capabilities.iter().filter_map(csi::PluginCapability::service_kind));
     offered.extend(expansion.map(|k| format!("VOLUME_EXPANSION_{}", screaming(&format!("{k:?}")))));
-    let parameters = session.parameters().iter().map(|p| Parameter {
+    // The engine's own, whatever the backend.
+    let pool = larder_model::backend::Parameter {
+        name: "pool",
+        what: "The pool of the configuration that the volume is made in.",
+        default: "default, or the only one",
+    };
+    let known = session.parameters();
+    let parameters = known.iter().chain((!known.is_empty()).then_some(&pool)).map(|p| Parameter {
         name: p.name.to_owned(),
         default: p.default.to_owned(),
         what: p.what.to_owned(),
