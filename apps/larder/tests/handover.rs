@@ -85,23 +85,7 @@ async fn in_use(backend: &'static str, fs: &str, block: bool) -> (Site, Server) 
     let mut controller = server.client.controller();
     let made = controller.create_volume(create("a", SIZE, capability.clone())).await.unwrap();
     let volume = made.into_inner().volume.unwrap();
-    let stage = csi::NodeStageVolumeRequest {
-        volume_id: volume.volume_id.clone(),
-        staging_target_path: site.path("staging").display().to_string(),
-        volume_capability: Some(capability.clone()),
-        volume_context: volume.volume_context.clone(),
-        ..Default::default()
-    };
-    server.client.node().node_stage_volume(stage).await.unwrap();
-    let publish = csi::NodePublishVolumeRequest {
-        volume_id: volume.volume_id,
-        staging_target_path: site.path("staging").display().to_string(),
-        target_path: target(&site).display().to_string(),
-        volume_capability: Some(capability),
-        volume_context: volume.volume_context,
-        ..Default::default()
-    };
-    server.client.node().node_publish_volume(publish).await.unwrap();
+    site.stage_and_publish(&server, &volume, &capability, &target(&site)).await;
     (site, server)
 }
 

@@ -91,24 +91,8 @@ async fn files_belong_to_the_pods_group_and_so_does_what_is_made_later(
     if let Some(csi::volume_capability::AccessType::Mount(mount)) = &mut capability.access_type {
         mount.volume_mount_group = GROUP.to_string();
     }
-    let stage = csi::NodeStageVolumeRequest {
-        volume_id: volume.volume_id.clone(),
-        staging_target_path: site.path("staging").display().to_string(),
-        volume_capability: Some(capability.clone()),
-        volume_context: volume.volume_context.clone(),
-        ..Default::default()
-    };
-    server.client.node().node_stage_volume(stage).await.unwrap();
     let target = site.path("pods/v");
-    let publish = csi::NodePublishVolumeRequest {
-        volume_id: volume.volume_id.clone(),
-        staging_target_path: site.path("staging").display().to_string(),
-        target_path: target.display().to_string(),
-        volume_capability: Some(capability),
-        volume_context: volume.volume_context,
-        ..Default::default()
-    };
-    server.client.node().node_publish_volume(publish).await.unwrap();
+    site.stage_and_publish(&server, &volume, &capability, &target).await;
     let top = fs::metadata(&target).unwrap();
     assert_eq!((top.gid(), top.mode() & 0o2070), (GROUP, 0o2070));
     fs::create_dir(target.join("later")).unwrap();

@@ -22,6 +22,24 @@ pub fn preallocate(path: &Path, size: Bytes) -> Result<()> {
     create(path, size, |file| reserve(file, path, Bytes::ZERO, size))
 }
 
+/// Opens an image; symlinks are not followed, and nothing waits for a pipe's other end.
+///
+/// # Errors
+/// `Precondition` where it is no ordinary file; see [`Fault::io`].
+pub(crate) fn open(path: &Path, read_only: bool) -> Result<File> {
+    let what = || format!("open image {}", path.display());
+    let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|e| io_fault(what(), e))?;
+    if file.metadata().map_err(|e| Fault::io(what(), e))?.is_file() {
+        Ok(file)
+    } else {
+        Err(Fault::precondition(format!("{}: it is no ordinary file", what())))
+    }
+}
+
 fn create(path: &Path, size: Bytes, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let what = || format!("make image {} of {size}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -98,6 +98,34 @@ impl Site {
         Server::start(&self.config(), &self.endpoint(), &[])
     }
 
+    /// Stages a volume at `staging` and publishes it at `target`, as kubelet does.
+    pub(crate) async fn stage_and_publish(
+        &self,
+        server: &Server,
+        volume: &csi::Volume,
+        capability: &csi::VolumeCapability,
+        target: &Path,
+    ) {
+        let staging = self.path("staging").display().to_string();
+        let stage = csi::NodeStageVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: staging.clone(),
+            volume_capability: Some(capability.clone()),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        server.client.node().node_stage_volume(stage).await.unwrap();
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: staging,
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability.clone()),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        server.client.node().node_publish_volume(publish).await.unwrap();
+    }
+
     /// A server that kills itself at its `n`-th step.
     pub(crate) fn server_that_crashes_at(&self, n: u32) -> Server {
         let at = n.to_string();

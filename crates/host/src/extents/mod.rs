@@ -19,10 +19,9 @@
 mod map;
 mod sys;
 
-use crate::sys::io_fault;
+use crate::{image, sys::io_fault};
 use larder_model::{Fault, Result, volume::Extent};
 use map::{Content, Map, Run};
-use rustix::fs::{CWD, Mode, OFlags};
 use std::{
     fs::File,
     io::ErrorKind,
@@ -47,7 +46,7 @@ const BTRFS: i64 = 0x9123_683E;
 /// # Errors
 /// See [`Fault::io`].
 pub fn allocated(file: &Path, size: u64, offset: u64, max: usize) -> Result<Vec<Extent>> {
-    let target = open(file)?;
+    let target = image::open(file, true)?;
     let mut found = Found::new(max);
     let mut map = Map::new(&target, offset, size)?;
     while let Some(run) = map.next().map_err(|fault| during(fault, file))? {
@@ -74,7 +73,7 @@ pub fn changed(
     offset: u64,
     max: usize,
 ) -> Result<Vec<Extent>> {
-    let files = (open(base)?, open(target)?);
+    let files = (image::open(base, true)?, image::open(target, true)?);
     let mut by_address = addresses_tell(&files.0, &files.1)?;
     let mut attempts = 0;
     loop {
@@ -267,19 +266,6 @@ impl Found {
         self.close();
         self.extents.truncate(self.max);
         self.extents
-    }
-}
-
-fn open(path: &Path) -> Result<File> {
-    let what = || format!("open {}", path.display());
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())
-        .map(File::from)
-        .map_err(|e| io_fault(what(), e))?;
-    if file.metadata().map_err(|e| Fault::io(what(), e))?.is_file() {
-        Ok(file)
-    } else {
-        Err(Fault::precondition(format!("{}: it is no ordinary file", what())))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The loop devices of this machine.
 
 use super::{Backing, LoopDevice, LoopInfo, LoopRequest, Loops, sys};
-use crate::{mounts::DeviceId, sys::io_fault};
+use crate::{image, mounts::DeviceId, sys::io_fault};
 use larder_model::{Bytes, Fault, Kind, Result};
 use rustix::{
     fd::OwnedFd,
@@ -45,7 +45,7 @@ impl Loops for RealLoops {
                 request.sector_size
             )));
         }
-        let image = open_image(&request.image, request.read_only)?;
+        let image = image::open(&request.image, request.read_only)?;
         let size = image.metadata().map_err(|e| Fault::io(what(), e))?.len();
         if size == 0 || !size.is_multiple_of(request.sector_size.into()) {
             return Err(Fault::precondition(format!(
@@ -251,20 +251,6 @@ fn configure_fault(what: String, error: Errno) -> Fault {
     }
 }
 
-fn open_image(path: &Path, read_only: bool) -> Result<File> {
-    let what = || format!("open image {}", path.display());
-    let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())
-        .map(File::from)
-        .map_err(|e| io_fault(what(), e))?;
-    if file.metadata().map_err(|e| Fault::io(what(), e))?.is_file() {
-        Ok(file)
-    } else {
-        Err(Fault::precondition(format!("{}: it is no ordinary file", what())))
-    }
-}
-
 struct Device {
     fd: OwnedFd,
     path: PathBuf,
@@ -362,7 +348,7 @@ pub(crate) fn image_behind(device: &File, path: &Path) -> Option<File> {
     let number = path.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok()?;
     let status = sys::status(device).ok()?;
     let (Some(image), false) = backing_file(number, &status) else { return None };
-    let image = open_image(&image, true).ok()?;
+    let image = image::open(&image, true).ok()?;
     let meta = image.metadata().ok()?;
     let same = (meta.dev(), meta.ino()) == (status.device, status.inode);
     (same && status.offset == 0).then_some(image)
