@@ -15,6 +15,10 @@ impl Secrets {
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
+    /// The map, for a request that hides it again.
+    pub fn into_map(self) -> BTreeMap<String, String> {
+        self.0
+    }
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -30,8 +30,10 @@ const RULES: &[Rule] = &[
     Rule { name: "larder-pool",    ours: &["larder-model", "larder-host"], never: &["tonic", "kube"] },
     Rule { name: "larder-volumes", ours: &["larder-model", "larder-host"], never: &["tonic", "kube"] },
     Rule { name: "larder-csi",     ours: &["larder-proto", "larder-model", "larder-volumes"], never: &["kube"] },
+    // Of csi the client half; what it links besides is not theirs to use.
+    Rule { name: "larder-controllers", ours: &["larder-proto", "larder-model", "larder-csi"], never: &[] },
     Rule { name: "larder-backend-*", ours: &["larder-model", "larder-host", "larder-pool"], never: &["tonic", "kube"] },
-    Rule { name: "larder",         ours: &["larder-model", "larder-host", "larder-proto", "larder-pool", "larder-volumes", "larder-csi", "larder-backend-*"], never: &[] },
+    Rule { name: "larder",         ours: &["larder-model", "larder-host", "larder-proto", "larder-pool", "larder-volumes", "larder-csi", "larder-controllers", "larder-backend-*"], never: &[] },
     // Tools and tests may use anything.
     Rule { name: "larder-needs",        ours: &[], never: &[] },
     Rule { name: "larder-bench",        ours: &["larder-proto"], never: &[] },

@@ -4,6 +4,7 @@
 //! `csi_plugin_operations_seconds{driver_name, method_name, grpc_status_code}`.
 
 use super::{BoxFuture, Request, Response, service_and_method};
+use crate::status;
 use larder_proto::Method;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -142,8 +143,8 @@ where
                     answer.as_ref().ok().and_then(|a| tonic::Status::from_header_map(a.headers()));
                 let code = match (&answer, &status) {
                     (Err(_), _) => "unknown-non-grpc",
-                    (Ok(_), None) => name(Code::Ok),
-                    (Ok(_), Some(status)) => name(status.code()),
+                    (Ok(_), None) => status::name(Code::Ok),
+                    (Ok(_), Some(status)) => status::name(status.code()),
                 };
                 match status.filter(|s| s.code() != Code::Ok) {
                     // Callers ask for what a driver may not have; it is no trouble of anybody's.
@@ -162,29 +163,6 @@ where
             }
             .instrument(span),
         )
-    }
-}
-
-/// The code as Go spells it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }
 

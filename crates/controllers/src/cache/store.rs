@@ -1,0 +1,322 @@
+//! The objects of one kind.
+
+use crate::api::{Key, Object};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+use tokio::sync::watch;
+
+/// Deletions that are remembered: until the watch has told of them, an answer that was on its way
+/// must not bring the object back.
+const REMEMBERED: usize = 4096;
+
+/// What has changed.
+#[derive(Debug, Clone)]
+pub struct Change<T> {
+    /// Before; None: it is new.
+    pub old: Option<Arc<T>>,
+    /// Now; None: it is gone.
+    pub new: Option<Arc<T>>,
+}
+
+impl<T: Object> Change<T> {
+    /// The object in its last known state.
+    pub fn object(&self) -> Option<&Arc<T>> {
+        self.new.as_ref().or(self.old.as_ref())
+    }
+}
+
+/// What of an object it is found by.
+pub type Index<T> = (&'static str, fn(&T) -> Vec<String>);
+
+type Listener<T> = Box<dyn Fn(&Change<T>) + Send + Sync>;
+
+/// The objects of one kind. Cheap to clone; clones share everything.
+pub struct Store<T>(Arc<Inner<T>>);
+
+impl<T> Clone for Store<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> std::fmt::Debug for Store<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+struct Inner<T> {
+    indexes: Vec<Index<T>>,
+    state: RwLock<State<T>>,
+    /// Held while a change is made and told of, so that changes of one object are told in order.
+    telling: Mutex<()>,
+    listeners: RwLock<Vec<Listener<T>>>,
+    listed: watch::Sender<bool>,
+}
+
+struct State<T> {
+    objects: HashMap<Key, Arc<T>>,
+    indexes: Vec<BTreeMap<String, BTreeSet<Key>>>,
+    /// Up to which version an object is known to be gone.
+    gone: HashMap<Key, u64>,
+    gone_order: VecDeque<Key>,
+}
+
+impl<T: Object> Store<T> {
+    /// An empty one.
+    pub fn new(indexes: &[Index<T>]) -> Self {
+        let state = State {
+            objects: HashMap::new(),
+            indexes: vec![BTreeMap::new(); indexes.len()],
+            gone: HashMap::new(),
+            gone_order: VecDeque::new(),
+        };
+        Self(Arc::new(Inner {
+            indexes: indexes.to_vec(),
+            state: RwLock::new(state),
+            telling: Mutex::new(()),
+            listeners: RwLock::default(),
+            listed: watch::Sender::new(false),
+        }))
+    }
+
+    /// An object.
+    pub fn get(&self, key: &Key) -> Option<Arc<T>> {
+        self.read(|state| state.objects.get(key).cloned())
+    }
+
+    /// The objects that have `value` in the index of that name.
+    pub fn by(&self, index: &'static str, value: &str) -> Vec<Arc<T>> {
+        let Some(at) = self.0.indexes.iter().position(|(name, _)| *name == index) else {
+            return Vec::new();
+        };
+        self.read(|state| {
+            let keys = state.indexes[at].get(value).into_iter().flatten();
+            keys.filter_map(|key| state.objects.get(key).cloned()).collect()
+        })
+    }
+
+    /// All objects, in no order.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        self.read(|state| state.objects.values().cloned().collect())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.read(|state| state.objects.len())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `listener` at each change from now on: it only notes what to look at.
+    pub fn subscribe(&self, listener: impl Fn(&Change<T>) + Send + Sync + 'static) {
+        let mut listeners = self.0.listeners.write().unwrap_or_else(PoisonError::into_inner);
+        listeners.push(Box::new(listener));
+    }
+
+    /// Waits until everything was listed once.
+    pub async fn ready(&self) {
+        // The sender lives as long as the store.
+        let _ = self.0.listed.subscribe().wait_for(|listed| *listed).await;
+    }
+
+    /// Whether everything was listed once.
+    pub fn is_ready(&self) -> bool {
+        *self.0.listed.borrow()
+    }
+
+    /// An object as it is now, or was: from a watch, or the answer of a write. What is older than
+    /// what is known changes nothing.
+    pub fn apply(&self, object: T) {
+        let (key, version) = (object.key(), object.meta().version());
+        self.change(|state| {
+            let known = state.objects.get(&key).map_or(0, |o| o.meta().version());
+            let gone = state.gone.get(&key).copied().unwrap_or(0);
+            if version <= known.max(gone) && version > 0 {
+                return None;
+            }
+            let new = Arc::new(object);
+            let old = state.objects.insert(key.clone(), new.clone());
+            Some((key, old, Some(new)))
+        });
+    }
+
+    /// An object is gone, as of that version; 0: as of what is known.
+    pub fn remove(&self, key: &Key, version: u64) {
+        self.change(|state| {
+            let known = state.objects.get(key).map(|o| o.meta().version());
+            if version != 0 && known.is_some_and(|known| known > version) {
+                return None;
+            }
+            state.bury(key, version.max(known.unwrap_or(0)));
+            let old = state.objects.remove(key)?;
+            Some((key.clone(), Some(old), None))
+        });
+    }
+
+    /// An object is not for us any more, as of that version.
+    pub(super) fn leave_out(&self, key: &Key, version: u64) {
+        self.change(|state| {
+            if state.objects.get(key)?.meta().version() > version {
+                return None;
+            }
+            let old = state.objects.remove(key)?;
+            Some((key.clone(), Some(old), None))
+        });
+    }
+
+    /// Everything was listed as of `version`: what was not among it is gone, unless it is newer.
+    pub(super) fn listed(&self, keys: &BTreeSet<Key>, version: u64) {
+        let absent: Vec<Key> = self.read(|state| {
+            let absent = state
+                .objects
+                .iter()
+                .filter(|(key, object)| !keys.contains(*key) && object.meta().version() <= version);
+            absent.map(|(key, _)| key.clone()).collect()
+        });
+        for key in absent {
+            self.remove(&key, version);
+        }
+        self.0.listed.send_replace(true);
+    }
+
+    fn read<R>(&self, look: impl FnOnce(&State<T>) -> R) -> R {
+        look(&self.0.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut State<T>) -> Option<(Key, Option<Arc<T>>, Option<Arc<T>>)>,
+    ) {
+        let _telling = self.0.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let change = {
+            let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+            let Some((key, old, new)) = change(&mut state) else { return };
+            state.index(&self.0.indexes, &key, old.as_deref(), new.as_deref());
+            Change { old, new }
+        };
+        for listener in self.0.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            listener(&change);
+        }
+    }
+}
+
+impl<T: Object> State<T> {
+    fn index(&mut self, indexes: &[Index<T>], key: &Key, old: Option<&T>, new: Option<&T>) {
+        for ((_, values), index) in indexes.iter().zip(&mut self.indexes) {
+            for value in old.map(values).unwrap_or_default() {
+                if let Some(keys) = index.get_mut(&value) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        index.remove(&value);
+                    }
+                }
+            }
+            for value in new.map(values).unwrap_or_default() {
+                if !value.is_empty() {
+                    index.entry(value).or_default().insert(key.clone());
+                }
+            }
+        }
+    }
+
+    fn bury(&mut self, key: &Key, version: u64) {
+        if self.gone.insert(key.clone(), version).is_none() {
+            self.gone_order.push_back(key.clone());
+        }
+        while self.gone_order.len() > REMEMBERED {
+            if let Some(oldest) = self.gone_order.pop_front() {
+                self.gone.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Claim;
+    use serde_json::json;
+
+    fn claim(name: &str, version: u64, volume: &str) -> Claim {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string()},
+            "spec": {"volumeName": volume},
+        }))
+        .unwrap()
+    }
+
+    fn store() -> (Store<Claim>, Arc<Mutex<Vec<String>>>) {
+        let store = Store::new(&[("volume", |c: &Claim| vec![c.spec.volume_name.clone()])]);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = told.clone();
+        store.subscribe(move |change: &Change<Claim>| {
+            let version = |c: &Option<Arc<Claim>>| {
+                c.as_ref().map_or("-".to_owned(), |c| c.metadata.resource_version.clone())
+            };
+            let text = format!("{}>{}", version(&change.old), version(&change.new));
+            log.lock().unwrap().push(text);
+        });
+        (store, told)
+    }
+
+    #[test]
+    fn the_newest_version_wins_whoever_tells_it() {
+        let (store, told) = store();
+        store.apply(claim("c", 5, ""));
+        store.apply(claim("c", 9, "v")); // the answer of our own write
+        store.apply(claim("c", 7, "")); // the watch, behind
+        store.apply(claim("c", 9, "v"));
+        let key = Key::new("a", "c");
+        assert_eq!(store.get(&key).unwrap().spec.volume_name, "v");
+        assert_eq!(*told.lock().unwrap(), ["->5", "5>9"]);
+    }
+
+    #[test]
+    fn what_is_deleted_does_not_come_back_by_an_answer_that_was_on_its_way() {
+        let (store, told) = store();
+        let key = Key::new("a", "c");
+        store.apply(claim("c", 5, ""));
+        store.remove(&key, 8);
+        store.apply(claim("c", 6, ""));
+        assert_eq!(store.get(&key), None);
+        store.apply(claim("c", 12, "")); // another of the same name
+        assert!(store.get(&key).is_some());
+        store.remove(&key, 8); // told late
+        assert!(store.get(&key).is_some());
+        assert_eq!(*told.lock().unwrap(), ["->5", "5>-", "->12"]);
+    }
+
+    #[test]
+    fn a_new_list_removes_what_it_does_not_have_unless_that_is_newer() {
+        let (store, _) = store();
+        store.apply(claim("old", 5, ""));
+        store.apply(claim("kept", 6, ""));
+        store.apply(claim("new", 20, "")); // made by us after the list
+        assert!(!store.is_ready());
+        store.listed(&[Key::new("a", "kept")].into(), 10);
+        assert!(store.is_ready());
+        let mut names: Vec<_> = store.all().iter().map(|c| c.metadata.name.clone()).collect();
+        names.sort();
+        assert_eq!(names, ["kept", "new"]);
+    }
+
+    #[test]
+    fn indexes_follow_the_objects() {
+        let (store, _) = store();
+        store.apply(claim("a", 1, "v"));
+        store.apply(claim("b", 2, "v"));
+        assert_eq!(store.by("volume", "v").len(), 2);
+        store.apply(claim("a", 3, "w"));
+        assert_eq!(store.by("volume", "v")[0].metadata.name, "b");
+        store.remove(&Key::new("a", "b"), 0);
+        assert!(store.by("volume", "v").is_empty());
+        assert_eq!(store.by("volume", "w").len(), 1);
+        assert!(store.by("volume", "").is_empty() && store.by("nothing", "v").is_empty());
+    }
+}

@@ -1,0 +1,149 @@
+//! Why the API server did not do what it was asked.
+
+use crate::api::{Key, Place};
+use larder_model::{Fault, Kind};
+use std::{fmt, time::Duration};
+
+/// A request that failed.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    /// HTTP status; 0: there was no answer.
+    pub code: u16,
+    /// Kubernetes's word for it (`NotFound`, `AlreadyExists`, `Expired`).
+    pub reason: String,
+    /// What the server says.
+    pub message: String,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// What was asked for.
+    pub asked: Box<Asked>,
+}
+
+/// What was asked of the API server, as RBAC sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// `get`, `list`, `watch`, `create`, `patch`, `delete`
+    pub verb: &'static str,
+    /// Of which kind.
+    pub place: Place,
+    /// `status` and the like, or empty.
+    pub subresource: &'static str,
+    /// Which object.
+    pub key: Key,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.place.plural)?;
+        if !self.subresource.is_empty() {
+            write!(f, "/{}", self.subresource)?;
+        }
+        if self.key != Key::default() {
+            write!(f, " {}", self.key)?;
+        }
+        Ok(())
+    }
+}
+
+impl ApiError {
+    /// There is no such object (or no such kind).
+    pub fn is_not_found(&self) -> bool {
+        self.code == 404
+    }
+    /// It exists already.
+    pub fn is_already_exists(&self) -> bool {
+        self.code == 409 && self.reason == "AlreadyExists"
+    }
+    /// Somebody else wrote in between, or a precondition does not hold.
+    pub fn is_conflict(&self) -> bool {
+        self.code == 409 && !self.is_already_exists() || self.is_failed_test()
+    }
+    /// A JSON patch whose `test` failed.
+    fn is_failed_test(&self) -> bool {
+        self.code == 422 && self.message.contains("test")
+    }
+    /// RBAC does not grant it.
+    pub fn is_forbidden(&self) -> bool {
+        self.code == 403
+    }
+    /// The state that a watch or list goes on from is compacted away.
+    pub fn is_expired(&self) -> bool {
+        self.code == 410 || self.reason == "Expired" || self.reason == "Gone"
+    }
+    /// The object is not acceptable to the API server.
+    pub fn is_invalid(&self) -> bool {
+        self.code == 422 && !self.is_failed_test()
+    }
+
+    /// The rule that is missing, where one is.
+    fn missing_rule(&self) -> Option<String> {
+        let Asked { verb, place, subresource, .. } = &*self.asked;
+        let slash = if subresource.is_empty() { "" } else { "/" };
+        // Admission refuses with 403, too; it does not say "cannot".
+        (self.is_forbidden() && self.message.contains("cannot")).then(|| {
+            format!(
+                "grant the ServiceAccount {{apiGroups: [{:?}], resources: [{}{slash}{subresource}], verbs: [{verb}]}}",
+                place.group, place.plural
+            )
+        })
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.asked, self.message)?;
+        match self.missing_rule() {
+            Some(rule) => write!(f, " (hint: {rule})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl From<ApiError> for Fault {
+    fn from(error: ApiError) -> Self {
+        let kind = match error.code {
+            401 => Kind::Unauthenticated,
+            403 => Kind::Denied,
+            404 => Kind::NotFound,
+            409 => Kind::Aborted,
+            422 | 400 => Kind::Invalid,
+            _ => Kind::Unavailable,
+        };
+        let fault = Self::new(kind, format!("{}: {}", error.asked, error.message));
+        match error.missing_rule() {
+            Some(rule) => fault.hint(rule),
+            None => fault,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Attachment, Object};
+
+    #[test]
+    fn a_missing_rule_is_named() {
+        let error = ApiError {
+            code: 403,
+            reason: "Forbidden".to_owned(),
+            message: "User \"x\" cannot patch resource".to_owned(),
+            retry_after: None,
+            asked: Box::new(Asked {
+                verb: "patch",
+                place: Attachment::PLACE,
+                subresource: "status",
+                key: Key::cluster("a"),
+            }),
+        };
+        let text = Fault::from(error).to_string();
+        assert_eq!(
+            text,
+            "patch volumeattachments/status a: User \"x\" cannot patch resource (hint: grant the \
+             ServiceAccount {apiGroups: [\"storage.k8s.io\"], resources: \
+             [volumeattachments/status], verbs: [patch]})"
+        );
+    }
+}
