@@ -5,6 +5,7 @@
 //! check   format, lints, rules of the repository
 //! test    all of it, in stages, with one line of totals
 //! sanity  the official CSI conformance suite against a served pool
+//! cluster a real Kubernetes of two nodes
 //! vm      one command in a throw-away Debian machine
 //! demo    build Larder and show it
 //! bench   build Larder and measure it
@@ -20,6 +21,7 @@
 
 mod bench;
 mod check;
+mod cluster;
 mod demo;
 mod proc;
 mod sanity;
@@ -58,6 +60,8 @@ enum Command {
     Demo(demo::Args),
     /// Build Larder and measure it against its targets
     Bench(bench::Args),
+    /// Run a real Kubernetes of two nodes
+    Cluster(cluster::Args),
     /// Run one command in a throw-away Debian virtual machine
     Vm(vm::Args),
 }
@@ -81,6 +85,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Sanity(args) => sanity::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(args),
     }
 }

@@ -17,6 +17,8 @@
     reason = "developer tool: installs packages with apt-get and says so; no runtime to block"
 )]
 
+mod go;
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -24,6 +26,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+
+pub use go::GoModule;
 
 /// What somebody wants to do on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +42,14 @@ pub enum Purpose {
     Vm,
     /// Build and run the CSI conformance suite.
     Sanity,
+    /// Run a Kubernetes cluster.
+    Cluster,
 }
 
 impl Purpose {
     /// All purposes.
-    pub const ALL: [Self; 5] = [Self::Build, Self::Demo, Self::Test, Self::Vm, Self::Sanity];
+    pub const ALL: [Self; 6] =
+        [Self::Build, Self::Demo, Self::Test, Self::Vm, Self::Sanity, Self::Cluster];
 }
 
 /// How to tell that a package is there without asking the package manager.
@@ -84,7 +91,7 @@ impl Need {
 }
 
 use Probe::{Command as Cmd, File};
-use Purpose::{Build, Demo, Sanity, Test, Vm};
+use Purpose::{Build, Cluster, Demo, Sanity, Test, Vm};
 
 const fn need(
     package: &'static str,
@@ -100,8 +107,13 @@ pub const NEEDS: &[Need] = &[
     need("gcc", Cmd("cc"), &[Build], "linking"),
     need("libc6-dev", File("/usr/include/stdlib.h"), &[Build], "linking"),
     need("git", Cmd("git"), &[Test], "checks look at the files under version control"),
-    need("util-linux", Cmd("losetup"), &[Demo, Test, Sanity, Vm], "loop devices, setpriv"),
-    need("mount", Cmd("mount"), &[Demo, Test, Sanity], "mounting pools"),
+    need(
+        "util-linux",
+        Cmd("losetup"),
+        &[Demo, Test, Sanity, Vm, Cluster],
+        "loop devices, setpriv, namespaces",
+    ),
+    need("mount", Cmd("mount"), &[Demo, Test, Sanity, Cluster], "mounting pools"),
     need("e2fsprogs", Cmd("mkfs.ext4"), &[Demo, Test, Sanity, Vm], "ext4"),
     need("xfsprogs", Cmd("mkfs.xfs"), &[Demo, Test, Sanity], "xfs, reflink pools"),
     need("btrfs-progs", Cmd("mkfs.btrfs"), &[Demo, Test, Sanity], "btrfs"),
@@ -118,8 +130,24 @@ pub const NEEDS: &[Need] = &[
         &[Vm],
         "verifying the guest's packages",
     ),
-    need("ca-certificates", File("/etc/ssl/certs/ca-certificates.crt"), &[Sanity], "Go modules"),
-    need("golang-go", Cmd("go"), &[Sanity], "building csi-sanity"),
+    need(
+        "ca-certificates",
+        File("/etc/ssl/certs/ca-certificates.crt"),
+        &[Sanity, Cluster],
+        "Go modules",
+    ),
+    need("golang-go", Cmd("go"), &[Sanity, Cluster], "building csi-sanity and Kubernetes"),
+    need("iproute2", Cmd("ip"), &[Cluster], "the cluster's network"),
+    need("containerd", Cmd("containerd"), &[Cluster], "the nodes' containers"),
+    need("runc", Cmd("runc"), &[Cluster], "the nodes' containers"),
+    need("containernetworking-plugins", File("/usr/lib/cni/ptp"), &[Cluster], "the pods' network"),
+    need(
+        "busybox-static",
+        // The package busybox has the same command, which is not static.
+        File("/var/lib/dpkg/info/busybox-static.list"),
+        &[Cluster],
+        "images of the test pods",
+    ),
 ];
 
 /// What an ordinary user needs on top to unpack the guest's root image.
@@ -157,10 +185,10 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
     if !is_root() {
         bail!("missing {named} (hint: run as root: apt-get update && {install})");
     }
-    eprintln!("setup: missing {named}; running: {install}");
+    say(&format!("missing {named}; running: {install}"));
     apt_get(&["update", "-qq"])
         // One unreachable third-party repository fails the whole update.
-        .unwrap_or_else(|error| eprintln!("setup: {error:#}; trying to install all the same"));
+        .unwrap_or_else(|error| say(&format!("{error:#}; trying to install all the same")));
     let packages = packages(&lacking);
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
     args.extend(packages.iter());
@@ -210,6 +238,10 @@ pub fn cache_dir() -> Result<PathBuf> {
 #[must_use]
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+fn say(message: &str) {
+    eprintln!("setup: {message}");
 }
 
 fn packages(needs: &[Need]) -> BTreeSet<&'static str> {

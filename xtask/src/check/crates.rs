@@ -37,8 +37,9 @@ const RULES: &[Rule] = &[
     // Tools and tests may use anything.
     Rule { name: "larder-needs",        ours: &[], never: &[] },
     Rule { name: "larder-bench",        ours: &["larder-proto"], never: &[] },
+    Rule { name: "larder-cluster",      ours: &["larder-needs"], never: &[] },
     Rule { name: "larder-vm",           ours: &["larder-needs"], never: &[] },
-    Rule { name: "xtask",               ours: &["larder-needs", "larder-vm"], never: &[] },
+    Rule { name: "xtask",               ours: &["larder-cluster", "larder-needs", "larder-vm"], never: &[] },
 ];
 
 #[derive(Deserialize)]

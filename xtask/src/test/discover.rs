@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `vm` | runs on the host and starts virtual machines |
 //! | `in-vm` | runs in a virtual machine, whole |
+//! | `cluster` | runs on the host, with a Kubernetes cluster that is up |
 //! | `soak` | takes long: only with `--all` (on the host, or with `in-vm` in a machine) |
 //!
 //! ```toml
@@ -24,7 +25,7 @@ use serde::Deserialize;
 use crate::proc;
 
 /// The features that mean something here.
-const KNOWN: [&str; 3] = ["vm", "in-vm", "soak"];
+const KNOWN: [&str; 4] = ["vm", "in-vm", "cluster", "soak"];
 
 /// A test target.
 #[derive(Clone, Debug)]
@@ -44,12 +45,21 @@ pub(crate) struct Target {
 impl Target {
     /// Whether it runs only with `--all`.
     pub(crate) fn is_long(&self) -> bool {
-        self.features.iter().any(|feature| feature == "soak")
+        self.has("soak")
     }
 
     /// Whether it runs in a machine.
     pub(crate) fn is_inside(&self) -> bool {
-        self.features.iter().any(|feature| feature == "in-vm")
+        self.has("in-vm")
+    }
+
+    /// Whether it runs with a cluster.
+    pub(crate) fn wants_cluster(&self) -> bool {
+        self.has("cluster")
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.features.iter().any(|feature| feature == name)
     }
 }
 

@@ -5,10 +5,11 @@ use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use larder_cluster::{Cluster, Options};
 use larder_needs::Purpose;
 use larder_vm::{End, Machine, Streams};
 
@@ -29,20 +30,32 @@ const MODULES: &str = "loop ext4 xfs btrfs quota_v2";
 pub(crate) struct Args {
     /// Which tests
     suite: Suite,
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Which of a suite's tests, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Which {
     /// Only this test target
     #[arg(long, value_name = "TARGET")]
     only: Option<String>,
+    /// For tests that want a cluster: this one, which stays up [default: one of their own]
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
     /// For the test binaries, such as a filter
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Suite {
+pub(crate) enum Suite {
     /// On the host, starting virtual machines
     Vm,
     /// In virtual machines
     InVm,
+    /// On the host, with a Kubernetes cluster
+    Cluster,
     /// Long ones
     Soak,
 }
@@ -50,8 +63,9 @@ enum Suite {
 impl Suite {
     fn has(self, target: &Target) -> bool {
         match self {
-            Self::Vm => !target.is_long() && !target.is_inside(),
+            Self::Vm => !target.is_long() && !target.is_inside() && !target.wants_cluster(),
             Self::InVm => !target.is_long() && target.is_inside(),
+            Self::Cluster => !target.is_long() && target.wants_cluster(),
             Self::Soak => target.is_long(),
         }
     }
@@ -59,22 +73,67 @@ impl Suite {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    run_suite(args.suite, &args.which)
+}
+
+/// Runs a suite.
+pub(crate) fn run_suite(suite: Suite, which: &Which) -> Result<ExitCode> {
     let wanted = |target: &Target| {
-        args.suite.has(target) && args.only.as_ref().is_none_or(|name| *name == target.name)
+        suite.has(target) && which.only.as_ref().is_none_or(|name| *name == target.name)
     };
     let targets: Vec<_> = discover::targets()?.into_iter().filter(wanted).collect();
     ensure!(!targets.is_empty(), "there is no such test target");
-    larder_needs::ensure(&[Purpose::Build, Purpose::Vm])?;
+    let (clustered, others): (Vec<_>, Vec<_>) =
+        targets.iter().partition(|target| target.wants_cluster());
+    let mut sum = Totals::default();
     // Tests that serve it in a machine start the binary that everybody else has.
+    larder_needs::ensure(&[Purpose::Build])?;
     proc::run(proc::cargo().args(["build", "--package", "larder"]))?;
     let larder = crate::target_dir()?.join("debug/larder");
-    let mut sum = Totals::default();
-    for target in &targets {
+    if !others.is_empty() {
+        larder_needs::ensure(&[Purpose::Vm])?;
+    }
+    for target in others {
         let binary = build(target)?;
-        sum = sum + run_one(target, &binary, &larder, &args.arguments)?;
+        sum = sum + run_one(target, &binary, &larder, &which.arguments, None)?;
+    }
+    if !clustered.is_empty() {
+        sum = sum + run_with_cluster(&clustered, &larder, which)?;
     }
     println!("{sum}");
     Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs tests that want a cluster, all with the same one.
+fn run_with_cluster(targets: &[&Target], larder: &Path, which: &Which) -> Result<Totals> {
+    larder_needs::ensure(&[Purpose::Cluster])?;
+    if let Some(why) = larder_cluster::unable() {
+        for target in targets {
+            println!("skipped {} {}: no cluster can run here: {why}", target.package, target.name);
+        }
+        return Ok(Totals { skipped: u32::try_from(targets.len())?, ..Totals::default() });
+    }
+    // Built first: a cluster that waits takes memory and processors.
+    let binaries = targets.iter().map(|target| build(target)).collect::<Result<Vec<_>>>()?;
+    let options = Options::default();
+    let began = Instant::now();
+    let cluster = match &which.cluster {
+        Some(name) => Cluster::up(name, &options)?,
+        None => Cluster::throw_away(&format!("test-{}", std::process::id()), &options)?,
+    };
+    println!("cluster {} is up after {:.1} s", cluster.name(), began.elapsed().as_secs_f64());
+    let mut sum = Totals::default();
+    for (target, binary) in targets.iter().zip(&binaries) {
+        sum = sum + run_one(target, binary, larder, &which.arguments, Some(&cluster))?;
+    }
+    if which.cluster.is_none() {
+        let logs = cluster.logs().display().to_string();
+        if sum.failed > 0 {
+            println!("logs of the cluster: {logs}");
+        }
+        cluster.down()?;
+    }
+    Ok(sum)
 }
 
 /// Builds a target; the path of its binary.
@@ -95,12 +154,18 @@ fn build(target: &Target) -> Result<PathBuf> {
     text.lines().find_map(artifact).with_context(|| format!("no binary of {}", target.name))
 }
 
-fn run_one(target: &Target, binary: &Path, larder: &Path, arguments: &[String]) -> Result<Totals> {
+fn run_one(
+    target: &Target,
+    binary: &Path,
+    larder: &Path,
+    arguments: &[String],
+    cluster: Option<&Cluster>,
+) -> Result<Totals> {
     println!("     Running {} {}", target.package, target.name);
     let (text, ended) = if target.is_inside() {
         run_inside(target, binary, larder, arguments)?
     } else {
-        run_here(binary, larder, arguments)?
+        run_here(binary, larder, arguments, cluster)?
     };
     let totals = totals::parse(&text).unwrap_or_default();
     if totals.failed == 0
@@ -117,9 +182,11 @@ fn run_here(
     binary: &Path,
     larder: &Path,
     arguments: &[String],
+    cluster: Option<&Cluster>,
 ) -> Result<(String, Option<String>)> {
     let mut command = std::process::Command::new(binary);
     command.args(arguments).current_dir(crate::root());
+    command.envs(cluster.into_iter().flat_map(Cluster::environment));
     // Two machines at a time: more do not fit two processors.
     command.env("RUST_TEST_THREADS", "2").env("LARDER_BIN", larder);
     let output = command.stderr(std::process::Stdio::inherit()).output();
