@@ -466,14 +466,16 @@ impl Directories {
     fn expect_room(&self, pool: &Pool, volume: &Entry) -> Result<()> {
         let needed = self.allocated(pool, &volume.data)?;
         let free = self.host.filesystems.usage(pool.path())?.available;
-        let free = free.saturating_sub(pool.config().reserve);
-        if needed > free {
-            return Err(Fault::no_room(format!(
-                "copy volume {}: it holds {needed} bytes and pool {} has {free} free",
+        let reserve = pool.config().reserve;
+        let left = free.saturating_sub(reserve);
+        if needed > left {
+            let what = format!(
+                "copy volume {}: it holds {needed} bytes and pool {} has {left} free",
                 volume.id,
                 pool.name()
-            ))
-            .hint("a pool on xfs or btrfs copies without taking space"));
+            );
+            return Err(Fault::no_room(what, needed.saturating_add(reserve))
+                .hint("a pool on xfs or btrfs copies without taking space"));
         }
         Ok(())
     }

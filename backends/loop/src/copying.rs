@@ -262,6 +262,7 @@ impl Copier {
                     cx.step("share the image's blocks")?;
                     copy::reflink_unnamed(job.from)
                 })
+                .map_err(|fault| if is_one_place(job) { fault } else { fault.elsewhere() })
                 .and_then(|aside| match aside {
                     None => Ok(false),
                     Some(aside) => {
@@ -304,7 +305,7 @@ impl Copier {
         let done = work()?;
         if let Some(frozen) = frozen {
             cx.step("let writes go on")?;
-            frozen.thaw()?;
+            frozen.thaw().map_err(Fault::elsewhere)?;
         }
         Ok(done)
     }
@@ -323,8 +324,15 @@ impl Copier {
             return Ok(None);
         }
         cx.step("hold back writes")?;
-        self.freezer.freeze(&places, self.limits.deadline).map(Some)
+        // Its records lie elsewhere: a full /run is no want of space in the pool.
+        self.freezer.freeze(&places, self.limits.deadline).map(Some).map_err(Fault::elsewhere)
     }
+}
+
+/// Whether image and copy lie on one file system: what is full on the one side is so on the other.
+fn is_one_place(job: &Job<'_>) -> bool {
+    let device = |path: Option<&Path>| path?.symlink_metadata().ok().map(|meta| meta.dev());
+    device(Some(job.from)) == device(job.to.parent())
 }
 
 /// Removes a copy that is not wanted; absent: done.

@@ -110,15 +110,15 @@ impl LoopMedium {
             needed = needed.saturating_add(image::allocated(image)?);
         }
         let free = self.host.filesystems.usage(pool.path())?.available;
-        let free = free.saturating_sub(pool.config().reserve);
-        if needed <= free {
+        let reserve = pool.config().reserve;
+        let left = free.saturating_sub(reserve);
+        if needed <= left {
             return Ok(());
         }
-        Err(Fault::no_room(format!(
-            "find {needed} for a full copy in pool {}: {free} are free",
-            pool.name()
-        ))
-        .hint("delete volumes or snapshots, or move the pool to xfs (with reflink) or btrfs"))
+        let what =
+            format!("find {needed} for a full copy in pool {}: {left} are free", pool.name());
+        Err(Fault::no_room(what, needed.saturating_add(reserve))
+            .hint("delete volumes or snapshots, or move the pool to xfs (with reflink) or btrfs"))
     }
 
     /// Devices over the image, and over a former file of its name.

@@ -72,6 +72,27 @@ fn a_snapshot_keeps_what_its_source_loses() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "no runtime here")]
+fn the_space_of_a_deleted_subvolume_can_be_waited_for() {
+    let (_scratch, pool) = pool();
+    let v = pool.join("v");
+    btrfs::create_subvolume(&v).unwrap();
+    fill(&v.join("file"), 64).unwrap();
+    let free = || larder_host::Host::real().filesystems.usage(&pool).unwrap().available;
+    let before = free();
+    btrfs::delete_subvolume(&v).unwrap();
+    let mut looks = 0;
+    let waited = btrfs::clean(&pool, || {
+        looks += 1;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        looks < 3000
+    });
+    assert!(waited.unwrap());
+    assert!(free() >= before.saturating_add(Bytes::mib(60)), "{before} {}", free());
+    assert!(btrfs::clean(Path::new("/proc"), || false).unwrap(), "there is nothing to wait for");
+}
+
+#[test]
 fn nested_subvolumes_are_found_at_any_depth_and_deleted_with_the_outer_one() {
     let (_scratch, pool) = pool();
     let v = pool.join("v");

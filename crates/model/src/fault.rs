@@ -9,6 +9,7 @@
 //!
 //! Faults are cheap to clone: callers that joined a running operation all get its fault.
 
+use crate::Bytes;
 use std::{error::Error, fmt, sync::Arc};
 
 /// Result of everything that can fail in Larder.
@@ -59,7 +60,15 @@ pub struct Fault {
     hint: Option<String>,
     source: Option<Arc<dyn Error + Send + Sync>>,
     simulated_crash: bool,
-    full: bool,
+    shortage: Option<Shortage>,
+}
+
+/// Want of space in the storage that was worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortage {
+    /// So much must be free there for the same work to succeed; None: nobody knows, the kernel just
+    /// had no more.
+    pub needs: Option<Bytes>,
 }
 
 impl Fault {
@@ -71,7 +80,7 @@ impl Fault {
             hint: None,
             source: None,
             simulated_crash: false,
-            full: false,
+            shortage: None,
         }
     }
 
@@ -103,9 +112,9 @@ impl Fault {
     pub fn exhausted(what: impl Into<String>) -> Self {
         Self::new(Kind::Exhausted, what)
     }
-    /// [`Kind::Exhausted`] for want of space: what frees some makes the same call succeed.
-    pub fn no_room(what: impl Into<String>) -> Self {
-        Self { full: true, ..Self::exhausted(what) }
+    /// [`Kind::Exhausted`] for want of space: once `needs` are free the same call succeeds.
+    pub fn no_room(what: impl Into<String>, needs: Bytes) -> Self {
+        Self { shortage: Some(Shortage { needs: Some(needs) }), ..Self::exhausted(what) }
     }
     /// [`Kind::Unavailable`].
     pub fn unavailable(what: impl Into<String>) -> Self {
@@ -136,8 +145,8 @@ impl Fault {
             E::StaleNetworkFileHandle | E::TimedOut | E::HostUnreachable => Kind::Unavailable,
             _ => Kind::Internal,
         };
-        let full = error.kind() == E::StorageFull;
-        Self { full, ..Self::new(kind, what).because(error) }
+        let shortage = (error.kind() == E::StorageFull).then_some(Shortage { needs: None });
+        Self { shortage, ..Self::new(kind, what).because(error) }
     }
 
     /// Says what to do about it (shown in brackets after the text).
@@ -168,13 +177,25 @@ impl Fault {
         self
     }
 
+    /// The same fault of other storage than that which is worked on: room made here helps nothing.
+    #[must_use]
+    pub fn elsewhere(mut self) -> Self {
+        self.shortage = None;
+        self
+    }
+
     /// The sort of failure.
     pub fn kind(&self) -> Kind {
         self.kind
     }
-    /// Whether it failed for want of space, and not of devices or ids, which are `Exhausted` too.
+    /// What is wanted, where it failed for want of space, and not of devices or ids, which are
+    /// `Exhausted` too.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.shortage.filter(|_| self.kind == Kind::Exhausted)
+    }
+    /// Whether it failed for want of space.
     pub fn is_no_room(&self) -> bool {
-        self.full && self.kind == Kind::Exhausted
+        self.shortage().is_some()
     }
     /// What failed, without hint and cause.
     pub fn what(&self) -> &str {
@@ -254,7 +275,9 @@ mod tests {
     fn want_of_space_is_told_from_other_things_that_are_exhausted() {
         let of = |code| Fault::io("write", std::io::Error::from_raw_os_error(code));
         assert!(of(28).during("create volume a/b").is_no_room());
-        assert!(Fault::no_room("find 1Gi").is_no_room());
+        let planned = Fault::no_room("find 1Gi", Bytes::gib(2)).during("create volume a/b");
+        assert_eq!(planned.shortage(), Some(Shortage { needs: Some(Bytes::gib(2)) }));
+        assert!(!of(28).elsewhere().is_no_room(), "another file system's end is not this one's");
         assert!(!of(122).is_no_room(), "a quota is not the file system's end");
         assert!(!Fault::exhausted("find a loop device").is_no_room());
         assert!(!of(28).with_kind(Kind::Unavailable).is_no_room());

@@ -38,7 +38,7 @@ pub use backend::{Backend, Connect, Provision};
 pub use bytes::{Bytes, CapacityRange};
 pub use capability::{AccessMode, AccessType, FsType, MountAccess, Uses, VolumeCapability};
 pub use cx::Cx;
-pub use fault::{Fault, Kind, Result};
+pub use fault::{Fault, Kind, Result, Shortage};
 pub use id::{DriverName, Handle, Native, NodeName, PoolName, RequestedName, SnapshotId, VolumeId};
 pub use params::Params;
 pub use period::Period;

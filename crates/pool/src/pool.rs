@@ -25,7 +25,7 @@ use crate::{
     medium::{Medium, PoolTraits},
     owner::{self, OwnerNote},
     record::{SnapshotRecord, VolumeRecord},
-    trash::{Bin, Stop},
+    trash::{Bin, Stop, Yielding},
 };
 use larder_host::{Host, durable, filesystems::is_read_only, lock::FileLock};
 use larder_model::{Fault, Kind, Native, PoolName, Result, SnapshotId, VolumeId};
@@ -68,6 +68,7 @@ struct Inner {
     /// What is just being removed from `deleting`.
     removing: Mutex<HashSet<OsString>>,
     bin: Bin,
+    yielding: Yielding,
     /// Told when the pool is let go: long removals end where they are.
     stopping: Stop,
 }
@@ -189,6 +190,7 @@ impl<M: Medium> Opener<'_, M> {
             promised: Mutex::default(),
             removing: Mutex::default(),
             bin,
+            yielding: Yielding::default(),
             stopping: Stop::default(),
         }))))
     }
@@ -277,6 +279,9 @@ impl Pool {
     }
     pub(crate) fn bin(&self) -> &Bin {
         &self.0.bin
+    }
+    pub(crate) fn yielding(&self) -> &Yielding {
+        &self.0.yielding
     }
     pub(crate) fn stopping(&self) -> &Stop {
         &self.0.stopping

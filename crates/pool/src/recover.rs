@@ -52,8 +52,9 @@ pub(crate) fn begin<M: Medium>(medium: &Arc<M>, pool: &Pool, cx: &Cx) -> Result<
             .map_err(|e| Fault::io(format!("move {} aside", path.display()), e))?;
         tracing::info!(pool = %pool.name(), "took back the unfinished {shelf} {native}");
     }
-    groups::mend(pool, cx)?;
-    let graves = works(&pool.path().join(DELETING), parse_grave)?;
+    let kept = groups::mend(pool, cx)?;
+    let mut graves = works(&pool.path().join(DELETING), parse_grave)?;
+    graves.retain(|(path, ..)| !kept.contains(path));
     if graves.is_empty() {
         return Ok(());
     }

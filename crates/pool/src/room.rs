@@ -85,16 +85,17 @@ impl Pool {
         }
         let left = usage.available.saturating_sub(config.reserve).saturating_sub(others_space);
         if asks_space && (left < space || left == Bytes::ZERO) {
-            return Err(Fault::no_room(format!(
-                "find {space} in pool {}: {left} are free{}",
-                self.name(),
-                if config.reserve > Bytes::ZERO {
-                    format!(" beside the reserve of {}", config.reserve)
-                } else {
-                    String::new()
-                }
-            ))
-            .hint("delete volumes or snapshots, or enlarge the pool's file system"));
+            let reserve = if config.reserve > Bytes::ZERO {
+                format!(" beside the reserve of {}", config.reserve)
+            } else {
+                String::new()
+            };
+            let what = format!("find {space} in pool {}: {left} are free{reserve}", self.name());
+            // What others are about to take is theirs, and is waited for: it is no reason to remove
+            // anything.
+            let needs = config.reserve.saturating_add(space.max(Bytes::new(1)));
+            return Err(Fault::no_room(what, needs)
+                .hint("delete volumes or snapshots, or enlarge the pool's file system"));
         }
         Ok(promise)
     }

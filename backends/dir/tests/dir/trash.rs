@@ -99,3 +99,29 @@ async fn a_full_copy_takes_its_room_from_the_trash() {
     bench.settled().await;
     assert_eq!(file_names(&bench.pool("p").join("trash")).len(), 2);
 }
+
+/// btrfs gives back the space of a deleted subvolume long after it was deleted.
+#[tokio::test]
+async fn one_subvolume_is_removed_from_the_trash_where_one_is_enough() {
+    let mut bench = bench(On::Btrfs { quota: false });
+    let dir = bench.start().await;
+    for n in 0..5 {
+        let id = format!("p/v{n}");
+        dir.make(&sized(&id, Bytes::mib(64))).await.unwrap();
+        fill(&bench.data(&id).join("file"), 32);
+        settle_data(&bench.data(&id));
+        dir.delete(&id).await.unwrap();
+    }
+    drop(dir);
+    settle_data(&bench.pool("p"));
+    let free = bench.host.filesystems.usage(&bench.pool("p")).unwrap().available;
+    bench.change("p", |config| config.reserve = free.saturating_add(Bytes::mib(8)));
+    // The emptier looks at once, and at the same time somebody finds no room.
+    let dir = bench.start().await;
+    dir.make(&sized("p/new", Bytes::mib(64))).await.unwrap();
+    let trash = dir.0.trash().unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let left = trash.list_trash().await.unwrap();
+    let left: Vec<_> = left.into_iter().map(|item| item.origin).collect();
+    assert_eq!(left, ["p/v4", "p/v3", "p/v2", "p/v1"]);
+}

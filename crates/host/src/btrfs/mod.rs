@@ -158,6 +158,31 @@ pub fn delete_subvolume(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the space of deleted subvolumes is given back, which the kernel does in the background
+/// and as late as half a minute later; `goes_on` waits a moment and says whether to look again. False:
+/// it did not. Not on btrfs there is nothing to wait for.
+///
+/// # Errors
+/// See [`Fault::io`].
+pub fn clean(dir: &Path, mut goes_on: impl FnMut() -> bool) -> Result<bool> {
+    if !is_btrfs(dir)? {
+        return Ok(true);
+    }
+    let what = || format!("wait for deleted subvolumes of {}", dir.display());
+    let fd = open(dir)?;
+    loop {
+        let waits = sys::has_deleted(&fd).map_err(|e| io_fault(what(), e))?;
+        // Also when none is left: what they held is free from the next commit on.
+        sys::sync(&fd).map_err(|e| io_fault(what(), e))?;
+        if !waits {
+            return Ok(true);
+        }
+        if !goes_on() {
+            return Ok(false);
+        }
+    }
+}
+
 /// Newer kernels remove the qgroup of a deleted subvolume themselves, once its data is gone (and say
 /// EBUSY until then); older ones leave it for ever.
 fn forget_qgroup(dir: &OwnedFd, id: u64) {

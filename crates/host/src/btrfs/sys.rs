@@ -5,7 +5,7 @@
 use rustix::{
     fd::{AsFd, AsRawFd},
     io::{Errno, Result},
-    ioctl::{Opcode, Setter, Updater, ioctl, opcode},
+    ioctl::{NoArg, Opcode, Setter, Updater, ioctl, opcode},
 };
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -114,6 +114,7 @@ struct Search {
     buffer: [u8; 4096 - 104],
 }
 
+const SYNC: Opcode = opcode::none(GROUP, 8);
 const SNAP_DESTROY: Opcode = opcode::write::<VolArgs>(GROUP, 15);
 const TREE_SEARCH: Opcode = opcode::read_write::<Search>(GROUP, 17);
 const INO_LOOKUP: Opcode = opcode::read_write::<InoLookup>(GROUP, 18);
@@ -280,6 +281,23 @@ pub(super) struct Qgroup {
     pub(super) limit: Option<u64>,
 }
 
+/// Writes everything out, and sets the thread going that takes deleted subvolumes apart.
+pub(super) fn sync(dir: impl AsFd) -> Result<()> {
+    // SAFETY: the call has no argument.
+    unsafe { ioctl(dir, NoArg::<SYNC>::new()) }
+}
+
+const ROOT_TREE: u64 = 1;
+/// The owner of the list of what was deleted and not yet taken apart: -5.
+const ORPHANS: u64 = u64::MAX - 4;
+const ORPHAN_ITEM: u32 = 48;
+
+/// Whether there are deleted subvolumes whose space was not yet given back.
+pub(super) fn has_deleted(dir: impl AsFd) -> Result<bool> {
+    let key = Key { tree: ROOT_TREE, object: ORPHANS, kind: ORPHAN_ITEM, offsets: (0, u64::MAX) };
+    search(dir, key, |_| Some(())).map(|found| found.is_some())
+}
+
 const QUOTA_TREE: u64 = 8;
 const QGROUP_INFO: u32 = 242;
 const QGROUP_LIMIT_ITEM: u32 = 244;
@@ -308,16 +326,29 @@ fn quota_item<T>(
     id: u64,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> Result<Option<T>> {
+    search(dir, Key { tree: QUOTA_TREE, object: 0, kind, offsets: (id, id) }, read)
+}
+
+/// Where items are looked for.
+struct Key {
+    tree: u64,
+    object: u64,
+    kind: u32,
+    offsets: (u64, u64),
+}
+
+/// The first item there.
+fn search<T>(dir: impl AsFd, key: Key, read: impl Fn(&[u8]) -> Option<T>) -> Result<Option<T>> {
     let mut args = Search {
-        tree: QUOTA_TREE,
-        min_object: 0,
-        max_object: 0,
-        min_offset: id,
-        max_offset: id,
+        tree: key.tree,
+        min_object: key.object,
+        max_object: key.object,
+        min_offset: key.offsets.0,
+        max_offset: key.offsets.1,
         min_transid: 0,
         max_transid: u64::MAX,
-        min_type: kind,
-        max_type: kind,
+        min_type: key.kind,
+        max_type: key.kind,
         items: 1,
         unused: 0,
         unused64: [0; 4],

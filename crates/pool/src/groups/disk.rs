@@ -71,8 +71,18 @@ pub(super) fn show_members(pool: &Pool, native: &Native, cx: &Cx) -> Result<()> 
         }
     }
     // From here on nobody takes it for a group that is under way.
-    std::fs::remove_dir(&folder)
-        .map_err(|e| Fault::io(format!("remove the empty folder {}", folder.display()), e))
+    std::fs::remove_dir(&folder).map_err(|e| {
+        let what = format!("remove the empty folder {}", folder.display());
+        match e.kind() {
+            ErrorKind::DirectoryNotEmpty => {
+                let left = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+                let left: Vec<_> = left.take(3).map(|e| e.path().display().to_string()).collect();
+                let hint = format!("move away what is not of this driver: {}", left.join(", "));
+                Fault::corrupt(what).because(e).hint(hint)
+            }
+            _ => Fault::io(what, e),
+        }
+    })
 }
 
 /// Takes the group away, as a whole: it is gone when this returns, also after a power cut; then the
@@ -144,8 +154,10 @@ fn move_members_aside(pool: &Pool, grave: &Path, cx: &Cx) -> Result<Vec<Native>>
 
 /// Finishes what a killed process began and had promised by the group's own rename: groups whose
 /// snapshots are not all in their places, and snapshots of groups that are deleted. Called once for
-/// each opening of a pool, before it serves.
-pub(crate) fn mend(pool: &Pool, cx: &Cx) -> Result<()> {
+/// each opening of a pool, before it serves. What is returned must stay in `deleting`: it still says which
+/// snapshots belong to it.
+pub(crate) fn mend(pool: &Pool, cx: &Cx) -> Result<Vec<PathBuf>> {
+    let mut kept = Vec::new();
     for (grave, shelf, native) in recover::works(&pool.path().join(DELETING), parse_grave)? {
         if shelf != Shelf::Groups {
             continue;
@@ -154,7 +166,9 @@ pub(crate) fn mend(pool: &Pool, cx: &Cx) -> Result<()> {
         // The rename was seen: from now on it holds.
         durable::sync_dir(&pool.path().join(DELETING))?;
         durable::sync_dir(&Shelf::Groups.folder(pool.path()))?;
-        move_members_aside(pool, &grave, cx)?;
+        if !is_mended(pool, &native, move_members_aside(pool, &grave, cx).map(drop))? {
+            kept.push(grave);
+        }
     }
     for native in names(&Shelf::Groups.folder(pool.path()))? {
         if !is_under_way(pool, &native) {
@@ -162,13 +176,19 @@ pub(crate) fn mend(pool: &Pool, cx: &Cx) -> Result<()> {
         }
         let Ok(_lock) = pool.shared_lock_now(Shelf::Groups, &native) else { continue };
         durable::sync_dir(&Shelf::Groups.folder(pool.path()))?;
-        match show_members(pool, &native, cx) {
-            // One damaged group must not keep its pool away: it says so itself when it is asked for.
-            Err(fault) if fault.kind() == Kind::Corrupt => {
-                tracing::warn!(pool = %pool.name(), "group {native}: {fault}");
-            }
-            mended => mended?,
-        }
+        is_mended(pool, &native, show_members(pool, &native, cx))?;
     }
-    Ok(())
+    Ok(kept)
+}
+
+/// One damaged group must not keep its pool away: it says so itself when it is asked for. What went
+/// wrong because the pool went away is the pool's.
+fn is_mended(pool: &Pool, native: &Native, mended: Result<()>) -> Result<bool> {
+    match mended {
+        Err(fault) if !fault.is_simulated_crash() && pool.still_there() => {
+            tracing::warn!(pool = %pool.name(), "leave group {native} as it is: {fault}");
+            Ok(false)
+        }
+        mended => mended.map(|()| true),
+    }
 }

@@ -15,7 +15,10 @@ use std::{
     collections::BTreeMap,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,8 @@ const RECORD: &str = ".json";
 #[derive(Debug, Default)]
 pub(crate) struct Bin {
     items: Mutex<BTreeMap<String, Item>>,
+    /// So many are just restored or removed.
+    busy: AtomicUsize,
     /// What is not as it should be, in words.
     broken: Vec<String>,
 }
@@ -52,21 +57,27 @@ impl Taken<'_> {
     pub(super) fn folder(&self) -> PathBuf {
         self.pool.path().join(TRASH).join(self.record.folder())
     }
-    /// Refuses when its folder holds something else: what is not proven to be it is not removed.
+    /// Refuses what its folder does not prove to be what was deleted: that is not removed. No folder:
+    /// it has left, or was removed by hand.
     pub(super) fn refuse_another(&self) -> Result<()> {
         #[derive(serde::Deserialize)]
         struct Found {
             id: uuid::Uuid,
         }
-        let path = self.folder().join(crate::layout::RECORD);
-        let found = std::fs::read(&path).ok();
-        match found.and_then(|text| serde_json::from_slice::<Found>(&text).ok()) {
-            Some(found) if found.id != self.record.record => Err(Fault::corrupt(format!(
-                "remove {}: it is not what was deleted",
-                self.folder().display()
-            ))
-            .hint("look at it, and move it away by hand")),
-            _ => Ok(()),
+        let folder = self.folder();
+        let refusal = |why: &str| {
+            Fault::corrupt(format!("remove {}: {why}", folder.display()))
+                .hint("look at it, and move it away by hand")
+        };
+        let unread = "its record cannot be read, so nothing proves what it is";
+        let text = match std::fs::read(folder.join(crate::layout::RECORD)) {
+            Err(e) if e.kind() == ErrorKind::NotFound && is_absent(&folder) => return Ok(()),
+            text => text.map_err(|e| refusal(unread).because(e))?,
+        };
+        match serde_json::from_slice::<Found>(&text) {
+            Ok(found) if found.id == self.record.record => Ok(()),
+            Ok(_) => Err(refusal("it is not what was deleted")),
+            Err(e) => Err(refusal(unread).because(e)),
         }
     }
     /// Removes its record, durably.
@@ -80,7 +91,12 @@ impl Drop for Taken<'_> {
         if let Some(item) = self.pool.bin().items().get_mut(&self.record.id) {
             item.taken = false;
         }
+        self.pool.bin().busy.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn is_absent(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound)
 }
 
 pub(super) fn record_path(pool: &Path, record: &TrashRecord) -> PathBuf {
@@ -97,12 +113,13 @@ impl Bin {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             entries => entries.map_err(io)?,
         };
-        if mend {
-            durable::sweep_temporary(&trash)?;
-        }
         let mut folders = std::collections::BTreeSet::new();
         let mut records = Vec::new();
+        // What is wrong with one entry is that entry's: the pool opens without it.
         let mut broken = Vec::new();
+        if mend && let Err(fault) = durable::sweep_temporary(&trash) {
+            broken.push(fault.to_string());
+        }
         for entry in entries {
             let entry = entry.map_err(io)?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -117,8 +134,13 @@ impl Bin {
         let mut items = BTreeMap::new();
         for (folder, path) in records {
             let text = match std::fs::read(&path) {
+                Ok(text) => text,
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                text => text.map_err(|e| Fault::io(format!("read {}", path.display()), e))?,
+                Err(e) => {
+                    folders.remove(&folder);
+                    broken.push(Fault::io(format!("read {}", path.display()), e).to_string());
+                    continue;
+                }
             };
             match parse::<TrashRecord>(&path, &text) {
                 Ok(record) if record.folder() != folder => {
@@ -127,7 +149,11 @@ impl Bin {
                 Ok(record) if folders.remove(&folder) => {
                     items.insert(record.id.clone(), Item { record, taken: false });
                 }
-                Ok(_) if mend => durable::remove_file(&path)?,
+                Ok(_) if mend => {
+                    if let Err(fault) = durable::remove_file(&path) {
+                        broken.push(fault.to_string());
+                    }
+                }
                 Ok(_) => {}
                 Err(fault) => {
                     folders.remove(&folder);
@@ -140,7 +166,7 @@ impl Bin {
         for broken in &broken {
             tracing::warn!("leave a part of the trash alone: {broken}");
         }
-        Ok(Self { items: Mutex::new(items), broken })
+        Ok(Self { items: Mutex::new(items), busy: AtomicUsize::default(), broken })
     }
 
     fn items(&self) -> MutexGuard<'_, BTreeMap<String, Item>> {
@@ -155,6 +181,23 @@ impl Bin {
     /// What all of it takes, as far as is known.
     pub(crate) fn allocated(&self) -> Bytes {
         self.items().values().map(|item| item.record.allocated).sum()
+    }
+
+    /// The most that it can give: blocks that clones share count with each. None: of some of it
+    /// nobody knows.
+    pub(super) fn most(&self) -> Option<Bytes> {
+        let items = self.items();
+        let known = items.values().all(|item| item.record.allocated > Bytes::ZERO);
+        known.then(|| items.values().map(|item| item.record.allocated).sum())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items().is_empty()
+    }
+
+    /// Whether something in it is just restored or removed.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
     }
 
     /// Whether something has that id.
@@ -192,6 +235,7 @@ impl Pool {
             return Err(Fault::aborted(busy).hint("look again when that has ended"));
         }
         item.taken = true;
+        self.bin().busy.fetch_add(1, Ordering::Relaxed);
         Ok(Some(Taken { pool: self, record: item.record.clone() }))
     }
 }

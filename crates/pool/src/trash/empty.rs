@@ -5,6 +5,7 @@ use super::{
     bin::Taken,
     exists,
     record::{TrashRecord, Watch},
+    yielding::{Room, Want},
 };
 use crate::{
     backend::Core,
@@ -14,54 +15,19 @@ use crate::{
     recover,
 };
 use larder_host::{clock::Moment, durable};
-use larder_model::{Bytes, Cx, Fault, Kind, Period, PoolName, Result, trash::Removed};
+use larder_model::{Bytes, Cx, Fault, Period, PoolName, Result, trash::Removed};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-/// How long freed space is waited for: file systems give it back in the background.
-const FREED_WITHIN: Duration = Duration::from_secs(1);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a stop waits for the emptier, which goes on where it was at the next start.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 impl<M: Medium> Core<M> {
-    /// Removes the oldest in the pool's trash; false: nothing is in it.
-    pub(super) fn make_room(&self, pool: &Pool, cx: &Cx) -> Result<bool> {
-        let now = Moment::now();
-        for record in pool.bin().all(&now) {
-            let taken = match pool.take_from_trash(&record.id) {
-                Ok(Some(taken)) => taken,
-                // Gone, or somebody removes it just now.
-                Ok(None) => continue,
-                Err(fault) if fault.kind() == Kind::Aborted => continue,
-                Err(fault) => return Err(fault),
-            };
-            let free = || pool.host().filesystems.usage(pool.path()).map(|u| u.available);
-            let before = free()?;
-            self.expunge(pool, &taken, cx)?;
-            tracing::warn!(
-                pool = %pool.name(),
-                "{} {} was removed from the trash before its time: the pool is full",
-                record.sort.shelf(), record.native
-            );
-            durable::sync_filesystem(pool.path())?;
-            let wanted = before.saturating_add(Bytes::new(record.allocated.get() / 2));
-            let begun = Instant::now();
-            while free()? < wanted && begun.elapsed() < FREED_WITHIN {
-                if pool.stopping().wait(LOOK_AGAIN) {
-                    break;
-                }
-            }
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
     /// Removes something in the trash for good.
-    fn expunge(&self, pool: &Pool, taken: &Taken<'_>, cx: &Cx) -> Result<()> {
+    pub(super) fn expunge(&self, pool: &Pool, taken: &Taken<'_>, cx: &Cx) -> Result<()> {
         pool.refuse_read_only()?;
         let folder = taken.folder();
         let grave = pool.path().join(DELETING).join(taken.record.folder());
@@ -166,10 +132,12 @@ impl<M: Medium> Core<M> {
             tracing::info!(pool = %name, "removed {} from the trash, deleted {retention} ago", removed.count);
         }
         let reserve = pool.config().reserve;
+        // What gave nothing, or not yet, is waited for until the next time.
         while reserve > Bytes::ZERO
             && !pool.stopping().is_told()
             && pool.host().filesystems.usage(pool.path())?.available < reserve
-            && self.make_room(&pool, &cx)?
+            && self.make_room(&pool, Want::Reserve(reserve), None, &cx)?
+                == (Room::Made { helped: true })
         {}
         Ok(())
     }

@@ -11,17 +11,20 @@
 //! first rename on the volume is gone for every caller; its name is free. Its data is as it was: quota
 //! ids, subvolumes and shared blocks stay until it is really removed.
 //!
-//! What is in it counts as free: it is no promise, and whoever finds no room empties it, the oldest first.
+//! What is in it counts as free: it is no promise, and it yields to whoever finds no room, the oldest first:
+//! see [`yielding`].
 
 mod bin;
 mod empty;
 mod record;
 mod restore;
+mod yielding;
 
 pub(crate) use bin::{Bin, Stop};
 pub(crate) use empty::Emptier;
 pub(crate) use record::Kept;
 pub use record::{TrashRecord, TrashSort};
+pub(crate) use yielding::Yielding;
 
 use crate::{
     LocalBackend,
@@ -142,28 +145,6 @@ impl<M: Medium> Core<M> {
         self.medium.moved(data);
         cx.step("make its deletion durable")?;
         sync(pool, shelf)
-    }
-
-    /// Does `work`; as long as that finds no room, the oldest in the trash is removed and it is done again.
-    pub(crate) fn with_room<T>(
-        &self,
-        pool: &Pool,
-        cx: &Cx,
-        mut work: impl FnMut() -> Result<T>,
-    ) -> Result<T> {
-        loop {
-            match work() {
-                Err(fault) if fault.is_no_room() => match self.make_room(pool, cx) {
-                    Ok(true) => {}
-                    Ok(false) => return Err(fault),
-                    Err(second) if second.is_simulated_crash() => return Err(second),
-                    Err(second) => {
-                        return Err(fault.during(format!("(and cannot empty the trash: {second})")));
-                    }
-                },
-                done => return done,
-            }
-        }
     }
 
     fn list_trash(&self) -> Result<Vec<Trashed>> {

@@ -142,6 +142,27 @@ async fn a_group_that_lost_a_member_says_so_and_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn a_foreign_file_in_a_group_keeps_no_pool_away() {
+    let (bench, backend) = prepared().await;
+    cut(&backend, &Cx::new()).await.unwrap();
+    drop(backend);
+    let members = bench.pool("a").join("groups/g/members");
+    fs::create_dir(&members).unwrap();
+    let foreign = members.join("Foreign File");
+    fs::write(&foreign, "precious").unwrap();
+    let backend = bench.start().await;
+    assert_eq!(backend.ids().await.len(), 3);
+    assert_eq!(get(&backend).await.unwrap().snapshots.len(), 3);
+    let fault = uncut(&backend, &Cx::new()).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Corrupt);
+    assert!(fault.to_string().contains("Foreign File"), "{fault}");
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "precious");
+    fs::remove_file(&foreign).unwrap();
+    uncut(&backend, &Cx::new()).await.unwrap();
+    assert_eq!(bench.state().len(), 4);
+}
+
+#[tokio::test]
 async fn members_whose_group_was_removed_by_hand_can_be_deleted() {
     let (bench, backend) = prepared().await;
     cut(&backend, &Cx::new()).await.unwrap();

@@ -26,3 +26,4 @@ mod support;
 mod trash;
 mod trash_crash;
 mod volumes;
+mod yielding;

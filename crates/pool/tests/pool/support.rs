@@ -233,7 +233,8 @@ impl Medium for FakeMedium {
     fn allocated(&self, _pool: &Pool, data: &Path) -> Result<Bytes> {
         let content = data.join("content");
         let meta = fs::metadata(&content).map_err(Self::io("look at", &content))?;
-        Ok(Bytes::new(meta.len()))
+        let weight = fs::metadata(data.join("weight")).map_or(0, |meta| meta.len());
+        Ok(Bytes::new(meta.len() + weight))
     }
     fn max_size(&self, _pool: &Pool) -> Option<Bytes> {
         Some(Bytes::gib(1 << 20))
