@@ -439,6 +439,9 @@ pub(crate) struct Adopt {
     /// All nodes see the pool (`shared: true`).
     #[arg(long)]
     pub(crate) shared: bool,
+    /// Put before the name of each PersistentVolume, where several pools have volumes of one name.
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub(crate) name_prefix: String,
     /// Output format: `yaml` prints PersistentVolumes to apply, `json` the list.
     #[command(flatten)]
     pub(crate) output: Output,

@@ -147,6 +147,12 @@ pub fn user_id() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// The mount namespace in which this process works, as the kernel names it (`mnt:[4026531841]`); None
+/// where `/proc` does not tell. A path is mounted or not in a namespace, not on a machine.
+pub fn mount_namespace() -> Option<String> {
+    Some(std::fs::read_link("/proc/self/ns/mnt").ok()?.to_str()?.to_owned())
+}
+
 /// The id of this boot of the machine (`/proc/sys/kernel/random/boot_id`). What a record says of
 /// mounts, loop devices and freezes is void after a reboot; comparing boot ids tells.
 ///

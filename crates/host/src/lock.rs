@@ -30,6 +30,10 @@ pub struct Holder {
     /// What it is, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub what: String,
+    /// Its mount namespace, as [`mount_namespace`](crate::mount_namespace) tells it; None: of a release
+    /// that did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_namespace: Option<String>,
 }
 
 /// A held lock; let go by dropping it.

@@ -56,6 +56,7 @@ pub(crate) fn take(
         pid: note.pid,
         endpoint: note.endpoint.clone(),
         what: note.driver.clone(),
+        mount_namespace: None,
     });
     // A full disk must not keep a pool from being served, and emptied.
     if let Err(fault) = announced {
@@ -94,7 +95,7 @@ pub(crate) fn leave(lock: &FileLock) {
 }
 
 fn read_note(lock: &Path) -> Option<OwnerNote> {
-    let Holder { pid, endpoint, what } = lock::holder(lock)?;
+    let Holder { pid, endpoint, what, .. } = lock::holder(lock)?;
     Some(OwnerNote { pid, driver: what, endpoint })
 }
 

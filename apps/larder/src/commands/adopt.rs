@@ -22,6 +22,7 @@ use larder_pool::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// A volume as it is printed. The JSON form is part of the interface.
@@ -70,7 +71,8 @@ pub(crate) async fn run(flags: cli::Adopt) -> Result<()> {
         Format::Yaml => {
             let node = node(flags.node)?;
             for volume in &volumes {
-                let manifest = manifest(volume, &driver, &node, flags.shared);
+                let name = object_name(&flags.name_prefix, &volume.id)?;
+                let manifest = manifest(volume, &name, &driver, &node, flags.shared);
                 output::line(format!("---\n{}", serde_yaml_ng::to_string(&manifest)?.trim_end()))?;
             }
         }
@@ -78,6 +80,12 @@ pub(crate) async fn run(flags: cli::Adopt) -> Result<()> {
     }
     for problem in &problems {
         output::note(format!("left out: {problem}"));
+    }
+    let snapshots = found.0.snapshots.len();
+    if snapshots > 0 {
+        output::note(format!(
+            "not listed: {snapshots} snapshots; with the pool configured, larder snapshot ls shows them"
+        ));
     }
     if problems.is_empty() { Ok(()) } else { Err(Found.into()) }
 }
@@ -196,10 +204,51 @@ fn file_system(record: &VolumeRecord) -> String {
     }
 }
 
+/// What the PersistentVolume is called: the volume's own name where Kubernetes accepts that (a DNS-1123
+/// subdomain), else what is left of it with a digest of the id.
+///
+/// # Errors
+/// `Invalid` where the prefix makes it none.
+fn object_name(prefix: &str, id: &str) -> larder_model::Result<String> {
+    let native = id.rsplit('/').next().unwrap_or(id);
+    let plain = format!("{prefix}{native}");
+    if is_subdomain(&plain) {
+        return Ok(plain);
+    }
+    let labels = native.split('.').map(|label| label.trim_matches('-'));
+    let labels: Vec<_> = labels.filter(|label| !label.is_empty()).collect();
+    let readable = if labels.is_empty() { "volume".to_owned() } else { labels.join(".") };
+    let digest: String =
+        Sha256::digest(id).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("{prefix}{readable}-{digest}");
+    if is_subdomain(&name) {
+        return Ok(name);
+    }
+    Err(Fault::invalid(format!("call a PersistentVolume {name:?}")).hint(
+        "a --name-prefix has small letters, digits, dots and dashes, and begins with a letter",
+    ))
+}
+
+fn is_subdomain(name: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        is_end(bytes.first())
+            && is_end(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
 /// What Kubernetes is told of it. Reclaiming never deletes it: the claim it had is not known.
-fn manifest(volume: &Adopted, driver: &DriverName, node: &NodeName, shared: bool) -> Value {
+fn manifest(
+    volume: &Adopted,
+    name: &str,
+    driver: &DriverName,
+    node: &NodeName,
+    shared: bool,
+) -> Value {
     let mode = if volume.access == "block" { "Block" } else { "Filesystem" };
-    let name = Path::new(&volume.id).file_name().map(|n| n.to_string_lossy().into_owned());
     let mut csi = json!({ "driver": driver.as_str(), "volumeHandle": volume.id });
     if !volume.fs.is_empty() {
         csi["fsType"] = json!(volume.fs);
@@ -228,4 +277,21 @@ fn manifest(volume: &Adopted, driver: &DriverName, node: &NodeName, shared: bool
         },
         "spec": spec,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn persistent_volumes_get_names_that_kubernetes_accepts() {
+        let name = |prefix, id| object_name(prefix, id).ok();
+        assert_eq!(name("", "default/pvc-1").as_deref(), Some("pvc-1"));
+        assert_eq!(name("n1-", "default/a.b").as_deref(), Some("n1-a.b"));
+        for id in ["default/a..b", "default/-a-.-b", "default/a.", "default/..."] {
+            assert!(name("", id).is_some_and(|name| is_subdomain(&name)), "{id}");
+        }
+        assert_ne!(name("", "default/a..b"), name("", "default/a.-b"));
+        assert_eq!(name("UPPER-", "default/a"), None);
+    }
 }

@@ -13,6 +13,20 @@ use crate::session::Session;
 use larder_model::{Fault, RequestedName, Result};
 use larder_proto::csi;
 
+/// The name of a volume that is to be made: a pool is chosen by `--pool`.
+///
+/// # Errors
+/// `Invalid` for what would read as an id everywhere else.
+pub(crate) fn new_volume(text: &str) -> Result<&str> {
+    match text.split_once('/') {
+        None => Ok(text),
+        Some((pool, name)) => {
+            Err(Fault::invalid(format!("create a volume called {text:?}: names have no slash"))
+                .hint(format!("larder volume create {name} --pool {pool}")))
+        }
+    }
+}
+
 /// A volume's id.
 ///
 /// # Errors

@@ -139,8 +139,10 @@ async fn request(session: &Session, flags: &CreateVolume) -> larder_model::Resul
             csi::VolumeCapability::mounted(fs, &[], Mode::SingleNodeWriter)
         }
     };
+    // Other drivers' names are theirs to judge.
+    let name = if session.is_foreign() { &flags.name } else { names::new_volume(&flags.name)? };
     let request = csi::CreateVolumeRequest {
-        name: flags.name.clone(),
+        name: name.to_owned(),
         capacity_range: flags
             .size
             .map(|size| csi::CapacityRange { required_bytes: size.as_i64(), limit_bytes: 0 }),

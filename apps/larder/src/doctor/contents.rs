@@ -137,10 +137,14 @@ fn unfinished(
 /// What the start of the driver mends.
 fn startable(driver: &DriverScene, look: &Look, finding: Finding, path: &Path) -> Finding {
     match &driver.served {
-        Some(who) => finding.by_hand(format!("restart {who}: its start takes it away")),
+        Some(who) => finding.by_hand(format!(
+            "see whether it still changes (du -s {}, a minute apart): a large one takes its time; if it \
+             does not, restart {who}: its start takes it away",
+            path.display()
+        )),
         None if look.read_only => finding.by_hand("make the pool writable, and look again"),
         None => finding
-            .by(Fix::Start { driver: driver.settings.name.clone(), gone: Some(path.to_owned()) }),
+            .by(Fix::Start { driver: driver.settings.name.clone(), gone: vec![path.to_owned()] }),
     }
 }
 

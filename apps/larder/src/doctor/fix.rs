@@ -11,9 +11,14 @@ use crate::{
 use larder_host::{DeviceId, Host, MountEntry, Unmount, durable, loops::Backing, sockets};
 use larder_model::{DriverName, Fault, Result};
 use larder_proto::csi;
+use rustix::fs::OFlags;
 use std::{
     fmt,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    fs::{OpenOptions, Permissions},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -29,7 +34,7 @@ pub(crate) enum Fix {
         /// Which.
         driver: DriverName,
         /// Gone afterwards.
-        gone: Option<PathBuf>,
+        gone: Vec<PathBuf>,
     },
     /// Thaws what is recorded as frozen.
     Thaw,
@@ -111,6 +116,19 @@ impl fmt::Display for Fix {
 }
 
 impl Fix {
+    /// Takes `other` along, where one run does both.
+    pub(crate) fn join(&mut self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Start { driver, gone }, Self::Start { driver: other, gone: more })
+                if driver == other =>
+            {
+                gone.extend_from_slice(more);
+                true
+            }
+            (this, other) => this == other,
+        }
+    }
+
     /// Unmounts `entry`.
     pub(crate) fn unmount(entry: &MountEntry) -> Self {
         Self::Unmount { target: entry.target.clone(), shows: (entry.device, entry.root.clone()) }
@@ -122,7 +140,7 @@ impl Fix {
     /// Where it cannot be done, or is not what was found; nothing is half-done then.
     pub(crate) async fn apply(self, settings: &Settings, target: &Target) -> anyhow::Result<()> {
         match self {
-            Self::Start { driver, gone } => start(settings, target, &driver, gone.as_deref()).await,
+            Self::Start { driver, gone } => start(settings, target, &driver, &gone).await,
             Self::Thaw => Ok(wiring::thaw(settings).await.map(drop)?),
             Self::Release { driver, volume, targets, staging, gone } => {
                 let session = open(settings, target, &driver).await?;
@@ -167,7 +185,7 @@ async fn start(
     settings: &Settings,
     target: &Target,
     name: &DriverName,
-    gone: Option<&Path>,
+    gone: &[PathBuf],
 ) -> anyhow::Result<()> {
     let session = open(settings, target, name).await?;
     let done = if session.is_local() {
@@ -181,14 +199,16 @@ async fn start(
 }
 
 /// Removal of what was deleted goes on in the background of a start.
-async fn wait_for(gone: Option<&Path>) -> Result<()> {
-    let Some(path) = gone else { return Ok(()) };
+async fn wait_for(gone: &[PathBuf]) -> Result<()> {
+    let stays = |path: &&PathBuf| path.symlink_metadata().is_ok() || is_being_removed(path);
     let end = Instant::now() + PATIENCE;
-    while path.symlink_metadata().is_ok() || is_being_removed(path) {
+    while let Some(path) = gone.iter().find(stays) {
         if Instant::now() > end {
+            let left = gone.iter().filter(stays).count();
             return Err(Fault::unavailable(format!(
-                "take away {}: it is there still",
-                path.display()
+                "take away {}: {left} of {} are there still",
+                path.display(),
+                gone.len()
             ))
             .hint("the driver's log says why; run it again"));
         }
@@ -271,16 +291,22 @@ fn remove_empty(path: &Path) -> Result<()> {
     }
 }
 
+/// Others may write to the folder that holds it, so what is looked at and what is changed are one open
+/// file, and never what a link leads to.
 fn restrict(path: &Path, mode: u32, right: u32) -> Result<()> {
     let io = |e| Fault::io(format!("change the permissions of {}", path.display()), e);
-    let meta = path.symlink_metadata().map_err(io)?;
+    let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits().cast_signed();
+    // O_PATH opens sockets, too, and waits for nobody; the kernel wants some mode all the same.
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
     if meta.is_symlink() || meta.mode() & 0o7777 != mode {
         return Err(Fault::precondition(format!(
             "change the permissions of {}: they are not as they were",
             path.display()
         )));
     }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(right)).map_err(io)
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::set_permissions(opened, Permissions::from_mode(right)).map_err(io)
 }
 
 /// What became of a fix.

@@ -43,10 +43,19 @@ use finding::Finding;
 use fix::Outcome;
 use larder_host::Host;
 use scene::Scene;
-use std::{io::BufRead, time::Duration};
+use std::{
+    collections::VecDeque,
+    io::BufRead,
+    time::{Duration, Instant},
+};
 
 /// Between the two looks.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long a look counts as one right before a fix, which checks by itself what it acts on. A look takes
+/// in the whole machine; there may be thousands of left-overs.
+const FRESH: Duration = Duration::from_secs(1);
+/// How often people are told how far it is.
+const PROGRESS: Duration = Duration::from_secs(2);
 
 /// One kind of look. It only reads.
 type Check = fn(&Scene) -> larder_model::Result<Vec<Finding>>;
@@ -80,6 +89,7 @@ pub(crate) async fn run(flags: cli::Doctor) -> Result<()> {
     report::plan(&findings);
     if !doctor.flags.yes && !agreed()? {
         output::note("nothing was changed");
+        report::print(doctor.flags.output.output, &findings, &[])?;
         return verdict(findings.len());
     }
     let outcomes = doctor.fix(&findings).await;
@@ -97,7 +107,7 @@ fn agreed() -> Result<bool> {
     output::note("Do this? Type yes (or run it with --yes):");
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "yes"))
+    Ok(answer.trim() == "yes")
 }
 
 /// One run.
@@ -128,36 +138,82 @@ impl Doctor {
             for (what, check) in CHECKS {
                 findings.extend(check(&scene).map_err(|f| f.during(format!("look at {what}")))?);
             }
+            for finding in &mut findings {
+                let of = |driver: &&scene::DriverScene| driver.name() == finding.driver;
+                if scene.drivers.iter().find(of).is_some_and(|d| d.elsewhere.is_some()) {
+                    finding.fix = None;
+                }
+            }
             Ok(findings)
         });
         Ok(looked.await?)
     }
 
-    /// Mends what can be mended, one after the other; each is looked at again right before.
+    /// Mends what can be mended, one after the other; each is looked at again right before, where the
+    /// last look was not a moment ago.
     async fn fix(&self, findings: &[Finding]) -> Vec<Outcome> {
+        let mut left: VecDeque<_> = findings.iter().filter(|f| f.fix.is_some()).collect();
+        let all = left.len();
         let mut outcomes = Vec::new();
-        for planned in findings.iter().filter(|finding| finding.fix.is_some()) {
-            outcomes.push(self.fix_one(planned).await);
+        let mut told = Instant::now();
+        while let Some(first) = left.pop_front() {
+            let now = match self.look_once().await {
+                Ok(now) => now,
+                Err(error) => {
+                    outcomes.push(Outcome::failed(first, format!("{error:#}")));
+                    continue;
+                }
+            };
+            let looked = Instant::now();
+            let mut next = Some(first);
+            while let Some(planned) = next {
+                outcomes.extend(self.fix_one(planned, &now, &mut left).await);
+                if told.elapsed() > PROGRESS {
+                    told = Instant::now();
+                    output::note(format!("{} of {all} are mended", outcomes.len()));
+                }
+                next = (looked.elapsed() < FRESH).then(|| left.pop_front()).flatten();
+            }
         }
         outcomes
     }
 
-    async fn fix_one(&self, planned: &Finding) -> Outcome {
-        let now = match self.look_once().await {
-            Ok(now) => now.into_iter().find(|now| now.id == planned.id),
-            Err(error) => return Outcome::failed(planned, format!("{error:#}")),
+    /// Mends `planned`, and of what is `left` all that the same run mends.
+    async fn fix_one(
+        &self,
+        planned: &Finding,
+        now: &[Finding],
+        left: &mut VecDeque<&Finding>,
+    ) -> Vec<Outcome> {
+        let as_planned = |planned: &Finding| {
+            now.iter().find(|now| now.id == planned.id).map(|now| now.fix == planned.fix)
         };
         // An earlier fix may have mended this one too.
-        let Some(now) = now else { return Outcome::gone(planned) };
-        match now.fix {
-            Some(fix) if Some(&fix) == planned.fix.as_ref() => {
-                match fix.apply(&self.settings, &self.flags.target).await {
-                    Ok(()) => Outcome::done(planned),
-                    Err(error) => Outcome::failed(planned, crate::text(&error)),
-                }
+        let Some(true) = as_planned(planned) else {
+            return vec![match as_planned(planned) {
+                None => Outcome::gone(planned),
+                Some(_) => Outcome::failed(planned, "it is not as it was; look again".to_owned()),
+            }];
+        };
+        let Some(mut fix) = planned.fix.clone() else { return Vec::new() };
+        let mut together = vec![planned];
+        left.retain(|other| {
+            let joins = as_planned(other) == Some(true)
+                && other.fix.as_ref().is_some_and(|other| fix.join(other));
+            if joins {
+                together.push(other);
             }
-            _ => Outcome::failed(planned, "it is not as it was; look again".to_owned()),
-        }
+            !joins
+        });
+        let error = match fix.apply(&self.settings, &self.flags.target).await {
+            Ok(()) => None,
+            Err(error) => Some(crate::text(&error)),
+        };
+        let outcome = |planned: &&Finding| match &error {
+            None => Outcome::done(planned),
+            Some(error) => Outcome::failed(planned, error.clone()),
+        };
+        together.iter().map(outcome).collect()
     }
 }
 
@@ -179,6 +235,8 @@ mod tests {
         &pools::AWAY,
         &pools::SILENT,
         &pools::OTHER,
+        &pools::REFUSED,
+        &pools::NOT_READY,
         &pools::READ_ONLY,
         &pools::NEAR_FULL,
         &pools::FEW_INODES,
@@ -202,6 +260,7 @@ mod tests {
         &nodes::NOT_STAGED,
         &nodes::UNFINISHED,
         &nodes::NOT_MOUNTED,
+        &nodes::ELSEWHERE,
         &devices::UNUSED,
         &devices::OF_DELETED,
         &devices::DELETED_UNDER,

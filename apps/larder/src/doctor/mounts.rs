@@ -8,6 +8,7 @@ use super::{
 use larder_host::MountEntry;
 use larder_model::Result;
 use larder_pool::look::Look;
+use larder_volumes::node::look::RecordLook;
 use std::path::Path;
 
 pub(crate) const LEFT: Sort = Sort {
@@ -25,7 +26,7 @@ pub(crate) const UNKNOWN: Sort = Sort {
 /// Looks.
 pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
-    for (driver, pool, look) in scene.pools() {
+    for (driver, pool, look) in scene.pools().filter(|(driver, ..)| driver.elsewhere.is_none()) {
         for entry in &scene.table {
             let Some(shown) = what_it_shows(scene, pool, look, entry) else { continue };
             if driver.is_busy_with(&shown.native) {
@@ -33,6 +34,7 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
             }
             let finding = match shown.what {
                 What::Gone => Some(left(driver, entry, &shown.native)),
+                What::There if is_of_kubelet(scene, driver, pool, &shown.native, entry) => None,
                 What::There if driver.claims(&entry.target).is_none() => {
                     Some(unknown(scene, driver, pool, look, entry, &shown.native))
                 }
@@ -158,6 +160,28 @@ fn unknown(
         "when nothing needs it there any more: umount {} (a workload may be using it)",
         target.display()
     ))
+}
+
+/// Whether kubelet shows a published volume once more to a pod, as it does for `subPath` and for raw
+/// block devices: it takes that away itself when the pod ends.
+fn is_of_kubelet(
+    scene: &Scene,
+    driver: &DriverScene,
+    pool: &PoolScene,
+    native: &str,
+    entry: &MountEntry,
+) -> bool {
+    let kubelet = &scene.settings.kubelet_dir;
+    let csi = kubelet.join("plugins/kubernetes.io/csi/volumeDevices");
+    if !entry.target.starts_with(kubelet.join("pods")) && !entry.target.starts_with(csi) {
+        return false;
+    }
+    let id = pool.id(native);
+    let is_it = |record: &&RecordLook| {
+        (record.volume == id || record.inline.as_ref() == Some(&id)) && record.this_boot
+    };
+    let mut records = driver.records.iter().filter(is_it);
+    records.any(|record| record.publications.iter().any(|publication| publication.stands))
 }
 
 /// Whether Larder or kubelet made that place for staging volumes of this driver.

@@ -47,10 +47,21 @@ pub(crate) const NOT_MOUNTED: Sort = Sort {
     why: "`larder volume mount` has noted a mount that does not stand",
 };
 
+pub(crate) const ELSEWHERE: Sort = Sort {
+    name: "mounts-elsewhere",
+    severity: Severity::Note,
+    why: "its mounts and node records cannot be judged from here, and nothing about them was looked at; \
+          the rest was looked at, and nothing of this driver is mended from here",
+};
+
 /// Looks.
 pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     for driver in &scene.drivers {
+        if let Some(namespace) = &driver.elsewhere {
+            found.extend(other_mounts(scene, driver, namespace));
+            continue;
+        }
         let mut ours = Vec::new();
         for (path, fault) in &driver.unreadable {
             let finding = Finding::new(&UNREADABLE, path, format!("cannot {}", plain(fault)));
@@ -70,6 +81,27 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
+/// Told once for a driver, instead of all that would only seem so.
+fn other_mounts(scene: &Scene, driver: &DriverScene, namespace: &str) -> Option<Finding> {
+    let place = records_dir(&scene.settings.state_dir, driver.name());
+    let lock = larder_volumes::node::look::owner(&scene.settings.state_dir, driver.name());
+    let what = format!(
+        "the process that works, or last worked, with the driver's mounts has another mount namespace \
+         ({namespace}) than this command"
+    );
+    let mend = match lock {
+        Some(owner) => format!(
+            "look from there: larder doctor in its container, or nsenter --mount --target {} larder \
+             doctor",
+            owner.pid
+        ),
+        None => {
+            "look from there: larder doctor in its container, with its configuration".to_owned()
+        }
+    };
+    Some(Finding::new(&ELSEWHERE, &place, what).of(driver.name()).by_hand(mend))
+}
+
 fn native(volume: &str) -> &str {
     volume.rsplit_once('/').map_or(volume, |(_, native)| native)
 }
@@ -79,7 +111,7 @@ fn by_start(driver: &DriverScene, finding: Finding, path: &Path) -> Finding {
     match &driver.served {
         Some(who) => finding.by_hand(format!("restart {who}: its start mends it")),
         None => finding
-            .by(Fix::Start { driver: driver.settings.name.clone(), gone: Some(path.to_owned()) }),
+            .by(Fix::Start { driver: driver.settings.name.clone(), gone: vec![path.to_owned()] }),
     }
 }
 

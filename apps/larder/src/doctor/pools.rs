@@ -9,6 +9,7 @@ use super::{
 use larder_host::Usage;
 use larder_model::{Bytes, Result};
 use larder_pool::look::Open;
+use std::path::Path;
 
 pub(crate) const AWAY: Sort = Sort {
     name: "pool-away",
@@ -19,6 +20,16 @@ pub(crate) const SILENT: Sort = Sort {
     name: "pool-silent",
     severity: Severity::Critical,
     why: "its server does not answer: calls for its volumes fail, and workloads on them hang",
+};
+pub(crate) const REFUSED: Sort = Sort {
+    name: "pool-refused",
+    severity: Severity::Critical,
+    why: "the process that serves it answers no call for its volumes",
+};
+pub(crate) const NOT_READY: Sort = Sort {
+    name: "driver-not-ready",
+    severity: Severity::Warning,
+    why: "the process that serves it answers no call for any volume",
 };
 pub(crate) const OTHER: Sort = Sort {
     name: "pool-of-another-backend",
@@ -53,7 +64,23 @@ const ALMOST_NOTHING: u64 = 98;
 pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     for driver in &scene.drivers {
+        let place = Path::new(driver.settings.endpoint.path());
+        found.extend(driver.says.not_ready.iter().map(|why| {
+            let mend = "its log says what it waits for; after a start, look again in a moment";
+            Finding::new(&NOT_READY, place, why).of(driver.name()).by_hand(mend)
+        }));
         for pool in &driver.pools {
+            // Away for us, too: told below.
+            let here = matches!(pool.state, State::Here(_));
+            if let Some(why) = driver.says.faults.get(pool.name.as_str()).filter(|_| here) {
+                let mend = "mend what it names; it looks again by itself";
+                found.push(
+                    Finding::new(&REFUSED, &pool.config.path, why)
+                        .of(driver.name())
+                        .in_pool(&pool.name)
+                        .by_hand(mend),
+                );
+            }
             let State::Away(sort, fault) = &pool.state else { continue };
             let hint = fault.hint_text().unwrap_or("the message says what is in the way");
             found.push(

@@ -8,14 +8,14 @@ use crate::{
     session,
 };
 use larder_csi::Client;
-use larder_host::{DeviceId, Host, LoopInfo, MountEntry, Usage, loops::Backing};
+use larder_host::{DeviceId, Host, LoopInfo, MountEntry, Usage, lock::Holder, loops::Backing};
 use larder_model::{DriverName, Fault, PoolName, Result};
 use larder_pool::{
     DataNames, MountRule, PoolConfig,
     look::{Item, Look},
     record::VolumeRecord,
 };
-use larder_proto::larder::ListOperationsRequest;
+use larder_proto::larder::{ListOperationsRequest, ListPoolsRequest};
 use larder_volumes::node::look::{RecordLook, Unreadable};
 use std::{
     collections::BTreeMap,
@@ -27,22 +27,45 @@ use std::{
 /// How long a serving process may take to say what it works on.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What serves each driver: where, and what it works on.
-pub(crate) type Busy = BTreeMap<DriverName, (String, Vec<String>)>;
+/// What the process that serves a driver says.
+#[derive(Default)]
+pub(crate) struct Served {
+    /// Who it is, in words.
+    pub(crate) who: String,
+    /// The ids of what it works on.
+    busy: Vec<String>,
+    /// Why it answers no calls.
+    pub(crate) not_ready: Option<String>,
+    /// The pools that it cannot use, and why.
+    pub(crate) faults: BTreeMap<String, String>,
+}
+
+/// What serves each driver.
+pub(crate) type Busy = BTreeMap<DriverName, Served>;
 
 /// Asks the processes that serve the drivers what they are doing.
 pub(crate) async fn busy(settings: &Settings) -> Busy {
     let mut busy = Busy::new();
     for driver in &settings.drivers {
         let Some(endpoint) = session::owner(driver).await else { continue };
+        let mut served =
+            Served { who: format!("the process that serves {endpoint}"), ..Served::default() };
         let asked = async {
-            let client = Client::connect(&endpoint).ok()?;
-            let listed = client.admin().list_operations(ListOperationsRequest {}).await.ok()?;
-            Some(listed.into_inner().operations.into_iter().map(|o| o.object).collect())
+            let mut admin = Client::connect(&endpoint).ok()?.admin();
+            let listed = admin.list_operations(ListOperationsRequest {}).await.ok()?.into_inner();
+            served.busy = listed.operations.into_iter().map(|o| o.object).collect();
+            match admin.list_pools(ListPoolsRequest {}).await {
+                Ok(listed) => {
+                    let pools = listed.into_inner().pools.into_iter();
+                    served.faults =
+                        pools.filter(|p| !p.fault.is_empty()).map(|p| (p.name, p.fault)).collect();
+                }
+                Err(status) => served.not_ready = Some(status.message().to_owned()),
+            }
+            Some(())
         };
-        let objects = tokio::time::timeout(PATIENCE, asked).await.ok().flatten();
-        let who = format!("the process that serves {endpoint}");
-        busy.insert(driver.name.clone(), (who, objects.unwrap_or_default()));
+        let _ = tokio::time::timeout(PATIENCE, asked).await;
+        busy.insert(driver.name.clone(), served);
     }
     busy
 }
@@ -64,13 +87,15 @@ pub(crate) struct DriverScene {
     pub(crate) names: DataNames,
     /// Who serves it, in words.
     pub(crate) served: Option<String>,
-    /// The ids of what it works on.
-    busy: Vec<String>,
+    /// What that says.
+    pub(crate) says: Served,
     pub(crate) pools: Vec<PoolScene>,
     pub(crate) records: Vec<RecordLook>,
     pub(crate) unreadable: Vec<Unreadable>,
     /// What `volume mount` has noted, with the staging path.
     pub(crate) mounted: Vec<(PathBuf, Mounted)>,
+    /// Its mounts are those of this mount namespace, as far as can be told; None: they are ours.
+    pub(crate) elsewhere: Option<String>,
 }
 
 /// A pool.
@@ -114,17 +139,20 @@ impl Scene {
                 larder_volumes::node::look::look(&host, &settings.state_dir, driver.name.as_str())?;
             let folder = session::mounts_dir(&settings.state_dir, driver.name.as_str());
             let mounted = crate::commands::mounts::in_folder(&folder)?;
-            let (who, busy) = busy
-                .remove(&driver.name)
-                .map_or((None, Vec::new()), |(who, busy)| (Some(who), busy));
+            let says = busy.remove(&driver.name).unwrap_or_default();
+            let who = (!says.who.is_empty()).then(|| says.who.clone());
             // A process that owns a pool without serving a socket, as a command does for a moment.
             let owned = || pools.iter().find_map(|pool| pool.owner());
             let served = who.or_else(owned);
+            let owner =
+                larder_volumes::node::look::owner(&settings.state_dir, driver.name.as_str());
+            let elsewhere = elsewhere(owner, larder_host::mount_namespace(), served.is_some());
             drivers.push(DriverScene {
+                elsewhere,
                 settings: driver,
                 names: kind.names,
                 served,
-                busy,
+                says,
                 pools,
                 records,
                 unreadable,
@@ -169,7 +197,7 @@ impl DriverScene {
         let is_it = |object: &String| {
             object == native || object.rsplit_once('/').is_some_and(|(_, last)| last == native)
         };
-        self.busy.iter().any(is_it)
+        self.says.busy.iter().any(is_it)
     }
 
     /// The volume that is recorded to be mounted at `target`.
@@ -312,6 +340,18 @@ fn state(host: &Host, config: &PoolConfig, kind: &backends::BackendKind) -> Stat
         Ok(look) => State::Here(Box::new(look)),
         Err(_) if config.create && is_blank(path) => State::New,
         Err(fault) => State::Away(&AWAY, fault),
+    }
+}
+
+/// The mount namespace of whoever works with a driver's records, or did last; None: it is `ours`.
+///
+/// Records speak of the mounts of their writer's namespace. Seen from another one, mounts that stand
+/// look gone, and what would be done about that is done by the driver, where they stand.
+fn elsewhere(owner: Option<Holder>, ours: Option<String>, served: bool) -> Option<String> {
+    match owner.and_then(|owner| owner.mount_namespace) {
+        Some(theirs) => (ours.as_ref() != Some(&theirs)).then_some(theirs),
+        // Nobody has worked with records here, unless somebody whose records we do not see.
+        None => served.then(|| "unknown".to_owned()),
     }
 }
 

@@ -54,3 +54,12 @@ fn a_volume_of_another_pool_is_named_with_its_pool() {
     site.ok(&["snapshot", "rm", "fast/data@s"]);
     site.ok(&["volume", "rm", "fast/data", "fast/copy"]);
 }
+
+#[test]
+fn a_volume_is_not_created_under_a_name_that_reads_as_an_id() {
+    let site = Site::new("dir", "xfs");
+    let said = site.fails(2, &["volume", "create", "default/x"]);
+    assert!(said.contains("larder volume create x --pool default"), "{said}");
+    site.ok(&["volume", "create", "x", "--pool", "default"]);
+    site.ok(&["volume", "show", "default/x"]);
+}

@@ -8,6 +8,7 @@ mod support;
 
 mod contents;
 mod devices;
+mod elsewhere;
 mod freezes;
 mod mounts;
 mod places;
@@ -163,9 +164,11 @@ fn a_fix_is_asked_for_first_and_anything_but_yes_changes_nothing() {
         let script = format!("echo '{answer}' | '{}' doctor --fix", env!("CARGO_BIN_EXE_larder"));
         support::shell(&script).env("LARDER_CONFIG", site.config()).output().unwrap()
     };
-    for no in ["no", "", "yes please"] {
+    for no in ["no", "", "y", "yes please"] {
         let output = answered(no);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let report = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(report.contains("empty-folder"), "what was found is told all the same: {report}");
         assert_eq!(output.status.code(), Some(8), "{said}");
         assert!(said.contains("Plan:") && said.contains(text(&empty)), "{said}");
         assert!(said.contains("nothing was changed") && empty.is_dir(), "{said}");

@@ -136,7 +136,7 @@ fn recover_one(path: &Path, thawed: &mut Vec<PathBuf>) -> Result<()> {
         thawed.extend(record.mounts.into_iter().map(|m| m.target));
         return Ok(());
     }
-    let mut stays = false;
+    let (mut stays, mut first) = (false, None);
     for mount in &record.mounts {
         let place = match reach(mount)? {
             Reached::At(place) => place,
@@ -155,10 +155,17 @@ fn recover_one(path: &Path, thawed: &mut Vec<PathBuf>) -> Result<()> {
         match sys::thaw(&place.directory) {
             Ok(()) => thawed.push(place.path),
             Err(Errno::INVAL) => {}
-            Err(e) => return Err(io_fault(format!("thaw {}", place.path.display()), e)),
+            // It must not keep the others of its group frozen.
+            Err(e) => {
+                first.get_or_insert_with(|| io_fault(format!("thaw {}", place.path.display()), e));
+            }
         }
     }
-    if stays { Ok(()) } else { durable::remove_file(path) }
+    match first {
+        Some(fault) => Err(fault),
+        None if stays => Ok(()),
+        None => durable::remove_file(path),
+    }
 }
 
 /// How a file system that may be frozen can be got at.

@@ -136,15 +136,20 @@ impl Watchdog {
     }
 
     fn thaw_ourselves(&self) -> Result<bool> {
-        let mut whole = true;
+        let (mut whole, mut first) = (true, None);
         for place in self.places.iter().rev() {
             match sys::thaw(&place.directory) {
                 Ok(()) => {}
                 Err(Errno::INVAL) => whole = false,
-                Err(e) => return Err(io_fault(format!("thaw {}", place.path.display()), e)),
+                // The others are thawed all the same.
+                Err(e) => {
+                    first.get_or_insert_with(|| {
+                        io_fault(format!("thaw {}", place.path.display()), e)
+                    });
+                }
             }
         }
-        Ok(whole)
+        first.map_or(Ok(whole), Err)
     }
 
     fn say(&mut self, word: &str) {
@@ -302,8 +307,7 @@ fn watch(record_path: &Path, deadline: Duration) -> Result<()> {
     let mut frozen: Vec<&Place> = Vec::new();
     for (index, place) in places.iter().enumerate() {
         if let Err(e) = sys::freeze(&place.directory) {
-            thaw_all(&frozen);
-            durable::remove_file(record_path)?;
+            thaw_all(&frozen, record_path)?;
             Parent::say(&format!("error {index} {}", e.raw_os_error()));
             return Ok(());
         }
@@ -313,16 +317,14 @@ fn watch(record_path: &Path, deadline: Duration) -> Result<()> {
         }
     }
     if Instant::now() >= end {
-        thaw_all(&frozen);
-        durable::remove_file(record_path)?;
+        thaw_all(&frozen, record_path)?;
         Parent::say("torn");
         return Ok(());
     }
     Parent::say("frozen");
     let heard = parent.hear(Some(end));
     // Thawed first, told later: writers wait for us.
-    let whole = thaw_all(&frozen);
-    durable::remove_file(record_path)?;
+    let whole = thaw_all(&frozen, record_path)?;
     drop(places);
     match heard {
         Heard::Line(_) => Parent::say(if whole { "thawed" } else { "torn" }),
@@ -336,20 +338,34 @@ fn watch(record_path: &Path, deadline: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Whether all had been frozen until now.
-fn thaw_all(frozen: &[&Place]) -> bool {
-    let mut whole = true;
+/// Thaws all and then removes their record; whether all had been frozen until now.
+///
+/// # Errors
+/// The first of what could not be thawed, after all were tried. The record stays then: the parent, or the
+/// next start, tries again.
+fn thaw_all(frozen: &[&Place], record_path: &Path) -> Result<bool> {
+    let (mut whole, mut first) = (true, None);
     for place in frozen.iter().rev() {
         loop {
             match sys::thaw(&place.directory) {
                 Ok(()) => break,
                 Err(Errno::INTR) => {}
-                Err(_) => {
+                Err(Errno::INVAL) => {
                     whole = false;
+                    break;
+                }
+                Err(e) => {
+                    first.get_or_insert_with(|| {
+                        io_fault(format!("thaw {}", place.path.display()), e)
+                    });
                     break;
                 }
             }
         }
     }
-    whole
+    if let Some(fault) = first {
+        return Err(fault);
+    }
+    durable::remove_file(record_path)?;
+    Ok(whole)
 }

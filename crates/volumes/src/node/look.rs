@@ -7,7 +7,10 @@ use super::{
     record::{Phase, Record, Shows, Store},
     sight::{self, Place},
 };
-use larder_host::Host;
+use larder_host::{
+    Host,
+    lock::{self, Holder},
+};
 use larder_model::{Fault, Result, backend::Attachment};
 use std::path::{Path, PathBuf};
 
@@ -58,6 +61,11 @@ pub type Unreadable = (PathBuf, Fault);
 /// Where a driver's records are.
 pub fn records_dir(state_dir: &Path, driver: &str) -> PathBuf {
     state_dir.join(driver)
+}
+
+/// Who works with the records of `driver`, or did last; None: nobody that could be read.
+pub fn owner(state_dir: &Path, driver: &str) -> Option<Holder> {
+    lock::holder(&Store::new(records_dir(state_dir, driver), larder_host::boot_id()).lock())
 }
 
 /// The records of `driver` in `state_dir`, and what cannot be read.

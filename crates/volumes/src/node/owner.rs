@@ -63,8 +63,13 @@ impl Executor {
         }
         self.store.prepare()?;
         let Some(lock) = FileLock::try_exclusive(&self.store.lock())? else { return Ok(false) };
-        let holder =
-            Holder { pid: std::process::id(), what: "larder".to_owned(), ..Holder::default() };
+        let holder = Holder {
+            pid: std::process::id(),
+            what: "larder".to_owned(),
+            // The mounts that the records speak of are those of this namespace.
+            mount_namespace: larder_host::mount_namespace(),
+            ..Holder::default()
+        };
         if let Err(fault) = lock.announce(&holder) {
             tracing::warn!("cannot note who works with the records: {fault}");
         }
