@@ -116,7 +116,7 @@ pub(crate) enum Volume {
         #[command(flatten)]
         output: Output,
     },
-    /// Show a volume: properties, where it is mounted, health.
+    /// Show a volume: properties, where it is mounted, health, limits and whether they hold.
     Show {
         /// Name or id (POOL/NAME).
         volume: String,
@@ -137,6 +137,8 @@ pub(crate) enum Volume {
         #[command(flatten)]
         output: Output,
     },
+    /// Change what can be changed while a volume is in use: its limits.
+    Modify(ModifyVolume),
     /// Mount a volume (a raw block volume appears as a device file).
     Mount {
         /// Name or id (POOL/NAME).
@@ -202,6 +204,20 @@ pub(crate) struct CreateVolume {
     pub(crate) from: Option<String>,
     /// StorageClass parameters.
     #[arg(long = "param", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) parameters: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `volume modify`.
+#[derive(Debug, Args)]
+pub(crate) struct ModifyVolume {
+    /// Name or id (POOL/NAME).
+    pub(crate) volume: String,
+    /// Mutable parameters, as in maxReadBps=50Mi; 0 takes a limit away. Others stay as they are.
+    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = key_value, required = true)]
     pub(crate) parameters: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) target: Target,

@@ -34,7 +34,8 @@ impl Common {
         for mount in thawed {
             tracing::warn!(mount = %mount.display(), "thawed a file system that a killed process had frozen");
         }
-        Ok(Self { host: Host::real(), freezer, metrics: CallMetrics::register(registry) })
+        let host = Host::real().with_cgroup(settings.cgroup.clone());
+        Ok(Self { host, freezer, metrics: CallMetrics::register(registry) })
     }
 
     /// One driver, not started.

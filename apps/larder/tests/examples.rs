@@ -46,7 +46,32 @@ fn classes() -> Vec<Class> {
         serde_yaml_ng::from_str(&std::fs::read_to_string(&file).unwrap())
             .unwrap_or_else(|e| panic!("{}: {e}", file.display()))
     };
+    files.retain(|file| file.display().to_string().contains("/storageclass-"));
     files.into_iter().map(read).collect()
+}
+
+#[test]
+fn the_example_of_a_volume_attributes_class_modifies_a_volume() {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Attributes {
+        kind: String,
+        driver_name: String,
+        parameters: BTreeMap<String, String>,
+    }
+    let class: Attributes =
+        serde_yaml_ng::from_str(&read("examples/kubernetes/volumeattributesclass-loop.yaml"))
+            .unwrap();
+    assert_eq!(class.kind, "VolumeAttributesClass");
+    assert!(classes().iter().any(|other| other.provisioner == class.driver_name));
+    let site = Site::new("loop", "xfs");
+    site.ok(&["volume", "create", "v", "--size", "16Mi", "--block"]);
+    let parameters: Vec<_> = class.parameters.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let mut words = vec!["volume", "modify", "v"];
+    parameters.iter().for_each(|parameter| words.extend(["--param", parameter]));
+    let shown = site.ok(&words);
+    assert!(shown.contains("maxReadBps=50Mi, maxWriteBps=20Mi"), "{shown}");
+    site.ok(&["volume", "rm", "v"]);
 }
 
 /// A root folder of its own, so that `/etc`, `/run`, `/srv` and `/var/lib/larder` are nobody else's.

@@ -7,7 +7,7 @@
 mod support;
 
 use larder_proto::csi;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use support::{Server, Site, capability, create, leaks};
 use tonic::{Code, Status};
 
@@ -20,6 +20,7 @@ enum Step {
     Create,
     Stage,
     Publish,
+    Modify,
     Snapshot,
     Clone,
     Copy,
@@ -32,10 +33,11 @@ enum Step {
     Delete,
 }
 
-const LIFE: [Step; 13] = [
+const LIFE: [Step; 14] = [
     Step::Create,
     Step::Stage,
     Step::Publish,
+    Step::Modify,
     Step::Snapshot,
     Step::Clone,
     Step::Copy,
@@ -64,6 +66,11 @@ impl Life<'_> {
         capability(self.block, "")
     }
 
+    fn limit(&self, limit: u64) -> BTreeMap<String, String> {
+        let limits = [("maxReadBps".to_owned(), limit.to_string())];
+        if self.site.backend == "loop" { limits.into() } else { BTreeMap::new() }
+    }
+
     /// Does one step; calls are repeated while they say "not yet", as orchestrators do.
     async fn call(&self, server: &Server, step: Step) -> Result<(), Status> {
         let (mut controller, mut node) = (server.client.controller(), server.client.node());
@@ -71,7 +78,21 @@ impl Life<'_> {
         let context = self.context(server, &volume_id).await.unwrap_or_default();
         match step {
             Step::Create => {
-                drop(controller.create_volume(create("a", SIZE, self.capability())).await?)
+                let request = csi::CreateVolumeRequest {
+                    mutable_parameters: self.limit(1000),
+                    ..create("a", SIZE, self.capability())
+                };
+                drop(controller.create_volume(request).await?);
+            }
+            Step::Modify => {
+                let request = csi::ControllerModifyVolumeRequest {
+                    volume_id,
+                    mutable_parameters: self.limit(2000),
+                    ..Default::default()
+                };
+                if self.site.backend == "loop" {
+                    drop(controller.controller_modify_volume(request).await?);
+                }
             }
             Step::Clone => {
                 let snapshot_id = "default/s".to_owned();
@@ -184,11 +205,7 @@ impl Life<'_> {
         }
     }
 
-    async fn context(
-        &self,
-        server: &Server,
-        id: &str,
-    ) -> Option<std::collections::BTreeMap<String, String>> {
+    async fn context(&self, server: &Server, id: &str) -> Option<BTreeMap<String, String>> {
         let request = csi::ControllerGetVolumeRequest { volume_id: id.to_owned() };
         let found = server.client.controller().controller_get_volume(request).await.ok()?;
         Some(found.into_inner().volume?.volume_context)
@@ -196,6 +213,13 @@ impl Life<'_> {
 
     /// The data that was written once must be there as long as the volume is.
     fn check(&self, done: Step) {
+        let limited = match done {
+            _ if self.site.backend != "loop" => &[][..],
+            Step::Stage | Step::Publish => &[1000],
+            done if done > Step::Publish && done < Step::Unstage => &[2000],
+            _ => &[],
+        };
+        assert_eq!(self.site.read_limits(), limited, "limits after {done:?}");
         let published = done >= Step::Publish && done < Step::Unpublish;
         if !published {
             return;
@@ -225,6 +249,7 @@ async fn delete(server: &Server, id: &str) -> Result<(), Status> {
 /// Kills the server at each step of `under_test` in turn.
 async fn sweep(backend: &'static str, fs: &str, block: bool, under_test: Step) {
     let site = Site::new(backend, fs);
+    site.limit_in_files();
     std::fs::create_dir_all(site.path("staging")).unwrap();
     std::fs::create_dir_all(site.path("pods")).unwrap();
     let life = Life { site: &site, block };
@@ -274,6 +299,7 @@ async fn sweep(backend: &'static str, fs: &str, block: bool, under_test: Step) {
         assert!(server.stop().success());
         let left = leaks::find(site.dir.path(), site.pool.path());
         assert!(left.is_empty(), "{under_test:?} was killed at step {n}; left behind: {left:#?}");
+        assert_eq!(site.read_limits(), [], "{under_test:?} was killed at step {n}");
         if !crashed {
             break;
         }
@@ -319,6 +345,8 @@ sweeps! {
     a_loop_volume_survives_kills_in_create: "loop" on "xfs", false, Create;
     a_loop_volume_survives_kills_in_stage: "loop" on "xfs", false, Stage;
     a_loop_volume_survives_kills_in_publish: "loop" on "xfs", false, Publish;
+    a_loop_volume_survives_kills_in_modify: "loop" on "xfs", false, Modify;
+    a_block_volume_survives_kills_in_modify: "loop" on "xfs", true, Modify;
     a_loop_volume_survives_kills_in_snapshot: "loop" on "xfs", false, Snapshot;
     a_loop_volume_survives_kills_in_clone_by_copy: "loop" on "ext4", false, Clone;
     a_loop_volume_survives_kills_in_clone: "loop" on "btrfs", false, Clone;

@@ -1,6 +1,6 @@
 //! What a StorageClass may say about a directory.
 
-use larder_model::{Fault, Params, Result, backend::Parameter, volume::Attributes};
+use larder_model::{Fault, Limits, Params, Result, backend::Parameter, volume::Attributes};
 
 /// The parameters, for help, docs and `driver info`.
 pub const PARAMETERS: &[Parameter] = &[
@@ -42,6 +42,11 @@ pub(crate) struct VolumeParameters {
 impl VolumeParameters {
     /// Reads them; unknown keys are refused by name.
     pub(crate) fn read(parameters: &Attributes) -> Result<Self> {
+        Limits::refuse(
+            parameters,
+            "dir",
+            "a directory has no device of its own whose throughput the kernel could limit",
+        )?;
         let mut params = Params::new(parameters);
         let mode = match params.take("mode") {
             None => 0o777,
@@ -97,6 +102,15 @@ mod tests {
         let read = read(&[]).unwrap();
         assert_eq!((read.mode, read.uid, read.gid), (0o777, 0, 0));
         assert_eq!((read.inodes, read.require_quota), (None, false));
+    }
+
+    #[test]
+    fn limits_are_refused_by_name_with_what_can_have_them() {
+        let fault = read(&[("maxReadBps", "10Mi")]).unwrap_err();
+        assert_eq!(fault.kind(), Kind::Invalid);
+        let text = fault.to_string();
+        assert!(text.contains("maxReadBps") && text.contains("the dir backend"), "{text}");
+        assert!(text.contains("loop"), "{text}");
     }
 
     #[test]

@@ -293,6 +293,10 @@ impl Medium for LoopMedium {
         Ok(SnapshotFacts { size: cut.size, medium: value(&Cut { consistency })? })
     }
 
+    fn has_limits(&self) -> bool {
+        true
+    }
+
     fn cuts_together(&self) -> bool {
         true
     }

@@ -7,8 +7,9 @@
 //! with 4096-byte sectors holds file systems that cannot be read with other ones.
 
 use larder_model::{
-    AccessType, Bytes, Fault, FsType, Params, Result, VolumeCapability,
+    AccessType, Bytes, Fault, FsType, LimitsChange, Params, Result, VolumeCapability,
     backend::Parameter,
+    limits,
     volume::{Attributes, FormatState, VolumeSpec, context},
 };
 use larder_pool::{Origin, PlanRequest};
@@ -45,6 +46,10 @@ pub const PARAMETERS: &[Parameter] = &[
                but on btrfs). always, never.",
         default: "auto",
     },
+    limits::PARAMETERS[0],
+    limits::PARAMETERS[1],
+    limits::PARAMETERS[2],
+    limits::PARAMETERS[3],
 ];
 
 const FS: &str = context::FS;
@@ -190,6 +195,8 @@ impl Asked {
     pub(crate) fn parse(parameters: &Attributes) -> Result<Self> {
         let mut params = Params::new(parameters);
         let asked = Self::take(&mut params)?;
+        // The pool keeps them.
+        LimitsChange::take(&mut params)?;
         params.finish()?;
         asked.check_mkfs_options(asked.fs.unwrap_or(FsType::Ext4))?;
         Ok(asked)

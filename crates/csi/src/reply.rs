@@ -1,6 +1,7 @@
 //! From what the engines answer to the wire.
 
 use larder_model::{
+    Limits,
     topology::Segments,
     trash::{Sort, Trashed},
     volume::{
@@ -12,7 +13,7 @@ use larder_proto::{csi, larder};
 use larder_volumes::{
     Running,
     control::{BlockPage, ControllerCapability, PluginCapability, VolumeEntry, VolumeHealth},
-    node::{NodeCapabilities, NodeInfo, Usage, VolumeStats},
+    node::{NodeCapabilities, NodeInfo, NodeLimits, Usage, VolumeStats},
 };
 
 fn topology(segments: Segments) -> csi::Topology {
@@ -279,6 +280,23 @@ pub(crate) fn trashed(item: Trashed) -> larder::Trashed {
         allocated_bytes: item.allocated.as_i64(),
         deleted_unix_millis: item.deleted.as_millisecond(),
         due_unix_millis: item.due.map_or(0, jiff::Timestamp::as_millisecond),
+    }
+}
+
+pub(crate) fn limits(told: NodeLimits) -> larder::GetLimitsResponse {
+    let numbers = |limits: Limits| larder::Limits {
+        max_read_bps: signed(limits.max_read_bps),
+        max_write_bps: signed(limits.max_write_bps),
+        max_read_iops: signed(limits.max_read_iops),
+        max_write_iops: signed(limits.max_write_iops),
+    };
+    larder::GetLimitsResponse {
+        asked: Some(numbers(told.asked)),
+        device: told.device.map(|device| device.to_string()).unwrap_or_default(),
+        held: Some(numbers(told.held)),
+        cgroup: told.cgroup.map(|path| path.display().to_string()).unwrap_or_default(),
+        fault: told.fault.unwrap_or_default(),
+        caveats: told.caveats,
     }
 }
 

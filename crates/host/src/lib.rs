@@ -19,6 +19,7 @@
 //! | [`group`] | giving a tree to a group |
 //! | [`held`](mod@held) | how much a tree holds |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
+//! | [`cgroup`] | limits of a device's throughput |
 //! | [`paths`] | target paths from outside |
 //! | [`sockets`] | sockets' files, and whether somebody serves them |
 //! | `alive` | whether a file system that may hang answers |
@@ -28,8 +29,8 @@
 //! | [`fake`] | an in-memory kernel for tests |
 //! | [`internal`] | what this program does when it runs itself as a helper process |
 //!
-//! All functions are synchronous. Async callers wrap whole sequences in [`blocking`]. The three
-//! traits ([`Mounts`], [`Loops`], [`FileSystems`]) have a real and a fake implementation; a
+//! All functions are synchronous. Async callers wrap whole sequences in [`blocking`]. The four
+//! traits ([`Mounts`], [`Loops`], [`FileSystems`], [`Throttle`]) have a real and a fake implementation; a
 //! [`Host`] bundles one of each.
 //!
 //! `unsafe` stands only in the small modules called `sys`.
@@ -37,6 +38,7 @@
 mod alive;
 pub mod beneath;
 pub mod btrfs;
+pub mod cgroup;
 pub mod clock;
 pub mod command;
 pub mod copy;
@@ -58,6 +60,7 @@ pub mod quota;
 pub mod sockets;
 mod sys;
 
+pub use cgroup::{Place, Throttle};
 pub use filesystems::{FileSystems, Found, Usage};
 pub use loops::{Backing, LoopDevice, LoopInfo, LoopRequest, Loops};
 pub use mounts::{
@@ -65,7 +68,7 @@ pub use mounts::{
 };
 
 use larder_model::{Fault, Result};
-use std::{ffi::OsString, fmt, sync::Arc};
+use std::{ffi::OsString, fmt, path::PathBuf, sync::Arc};
 
 /// The kernel facilities that engines and backends use. Cheap to clone.
 #[derive(Clone)]
@@ -76,6 +79,8 @@ pub struct Host {
     pub loops: Arc<dyn Loops>,
     /// File systems.
     pub filesystems: Arc<dyn FileSystems>,
+    /// Limits of throughput.
+    pub throttle: Arc<dyn Throttle>,
 }
 
 impl Host {
@@ -91,7 +96,14 @@ impl Host {
             mounts: Arc::new(mounts::RealMounts::new()),
             loops: Arc::new(loops::RealLoops::new()),
             filesystems: Arc::new(filesystems::RealFileSystems::new(helper)),
+            throttle: Arc::new(cgroup::RealThrottle::default()),
         }
+    }
+
+    /// The same, with limits in the cgroup whose directory this is; None: it is looked for.
+    #[must_use]
+    pub fn with_cgroup(self, path: Option<PathBuf>) -> Self {
+        Self { throttle: Arc::new(cgroup::RealThrottle::new(path)), ..self }
     }
 }
 

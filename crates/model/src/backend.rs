@@ -236,9 +236,19 @@ pub trait Expand: Send + Sync {
 }
 
 /// Changes while in use (VolumeAttributesClass).
+///
+/// Only the volume's record is changed here, durably. The node that uses the volume takes what it says
+/// when it stages the volume, when it starts, and when it is told: the control engine tells the node
+/// engine of its own process right after the change.
 #[async_trait]
 pub trait Modify: Send + Sync {
-    /// Applies the keys that are present; all or nothing.
+    /// Refuses mutable parameters that no volume has, without effects.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    fn check_mutable(&self, parameters: &Attributes) -> Result<()>;
+
+    /// Notes the keys that are present, with the volume; all or nothing.
     ///
     /// # Errors
     /// `Invalid` promises that nothing was changed.

@@ -12,6 +12,7 @@
 //! | [`capability`] | access modes and types, file systems |
 //! | [`topology`] | segments and requirements |
 //! | [`volume`] | what is asked for and what exists: volumes, snapshots, health, listing |
+//! | [`limits`] | how fast a volume may be read and written |
 //! | [`mkfs`] | arguments for mkfs from outside |
 //! | [`period`] | lengths of time |
 //! | [`params`] | StorageClass parameters, unknown ones refused by name |
@@ -26,6 +27,7 @@ pub mod capability;
 pub mod cx;
 pub mod fault;
 pub mod id;
+pub mod limits;
 pub mod mkfs;
 pub mod params;
 pub mod period;
@@ -40,6 +42,7 @@ pub use capability::{AccessMode, AccessType, FsType, MountAccess, Uses, VolumeCa
 pub use cx::Cx;
 pub use fault::{Fault, Kind, Result, Shortage};
 pub use id::{DriverName, Handle, Native, NodeName, PoolName, RequestedName, SnapshotId, VolumeId};
+pub use limits::{Limits, LimitsChange};
 pub use params::Params;
 pub use period::Period;
 pub use secrets::Secrets;

@@ -4,6 +4,7 @@ use crate::{
     bytes::{Bytes, CapacityRange},
     capability::{AccessMode, FsType, Uses, VolumeCapability},
     id::{NodeName, RequestedName, SnapshotId, VolumeId},
+    limits::Limits,
     secrets::Secrets,
     topology::{Segments, TopologyRequirement},
 };
@@ -101,6 +102,8 @@ pub struct Volume {
     pub ephemeral: bool,
     /// What it was made for.
     pub uses: Uses,
+    /// How fast it may be used, as its record says now.
+    pub limits: Limits,
 }
 
 /// A snapshot that shall exist.

@@ -16,11 +16,11 @@ use crate::{
 use async_trait::async_trait;
 use larder_host::{Host, blocking};
 use larder_model::{
-    Backend, Bytes, CapacityRange, Connect, Cx, PoolName, Provision, Result, Secrets, SnapshotId,
-    VolumeId,
+    Backend, Bytes, CapacityRange, Connect, Cx, LimitsChange, PoolName, Provision, Result, Secrets,
+    SnapshotId, VolumeId,
     backend::{
         Attachment, ChangedBlocks, ConnectRequest, Expand, GetCapacity, Groups, Health,
-        ListVolumes, Parameter, Snapshots, Source,
+        ListVolumes, Modify, Parameter, Snapshots, Source,
     },
     trash::Trash,
     volume::{
@@ -202,6 +202,9 @@ impl<M: Medium> Provision for LocalBackend<M> {
     fn expand(&self) -> Option<&dyn Expand> {
         Some(self)
     }
+    fn modify(&self) -> Option<&dyn Modify> {
+        self.0.medium.has_limits().then_some(self)
+    }
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
@@ -250,6 +253,23 @@ impl<M: Medium> Expand for LocalBackend<M> {
     ) -> Result<Bytes> {
         let (id, cx) = (id.clone(), cx.clone());
         self.run(move |core| core.expand_volume(&id, range, &cx)).await
+    }
+}
+
+#[async_trait]
+impl<M: Medium> Modify for LocalBackend<M> {
+    fn check_mutable(&self, parameters: &Attributes) -> Result<()> {
+        LimitsChange::parse(parameters).map(drop)
+    }
+    async fn modify_volume(
+        &self,
+        id: &VolumeId,
+        parameters: &Attributes,
+        _secrets: &Secrets,
+        cx: &Cx,
+    ) -> Result<()> {
+        let (id, parameters, cx) = (id.clone(), parameters.clone(), cx.clone());
+        self.run(move |core| core.modify_volume(&id, &parameters, &cx)).await
     }
 }
 

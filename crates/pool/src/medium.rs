@@ -113,6 +113,12 @@ pub trait Medium: Send + Sync + 'static {
     /// `Exhausted`, I/O, `Precondition` (writes cannot be held back).
     fn cut(&self, pool: &Pool, volume: &Entry, folder: &Path, cx: &Cx) -> Result<SnapshotFacts>;
 
+    /// Whether a volume is a device of its own, whose throughput the node can limit; if so, the driver
+    /// takes [`larder_model::limits`], also as modifications, and the pool keeps them.
+    fn has_limits(&self) -> bool {
+        false
+    }
+
     /// Whether [`Medium::cut_together`] is possible; if so, the driver offers group snapshots.
     fn cuts_together(&self) -> bool {
         false

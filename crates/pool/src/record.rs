@@ -9,7 +9,7 @@
 //! nothing.
 
 use larder_model::{
-    AccessType, Bytes, Fault, Kind, Native, PoolName, Result, Uses, VolumeCapability,
+    AccessType, Bytes, Fault, Kind, Limits, Native, PoolName, Result, Uses, VolumeCapability,
     volume::{Attributes, ContentSource, FormatState},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -43,6 +43,9 @@ pub struct VolumeRecord {
     /// The ways of access that were asked for at its creation, sorted; empty: static.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub access: Vec<Access>,
+    /// How fast it may be used now.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// Where its first data came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceRef>,

@@ -71,6 +71,7 @@ pub(crate) fn find<M: Medium>(medium: &M, pool: &Pool, native: &Native) -> Resul
             created: created.unwrap_or_default(),
             parameters: Default::default(),
             mutable_parameters: Default::default(),
+            limits: Default::default(),
             access: Vec::new(),
             source: None,
             context,

@@ -12,7 +12,7 @@ use crate::{
     trash::Kept,
 };
 use larder_model::{
-    Bytes, CapacityRange, Cx, Fault, Kind, Native, Result, VolumeId,
+    Bytes, CapacityRange, Cx, Fault, Kind, Limits, LimitsChange, Native, Result, VolumeId,
     volume::{Attributes, ContentSource, FormatState, Volume, VolumeSpec, context},
 };
 use serde_json::Map;
@@ -47,6 +47,12 @@ impl<M: Medium> Core<M> {
         })?;
         pool.refuse_read_only()?;
         let (origin, _reading) = self.origin(pool, spec, cx)?;
+        let limits = if self.medium.has_limits() {
+            LimitsChange::parse(&spec.mutable_parameters)?;
+            Limits::of(&spec.parameters, &spec.mutable_parameters)?
+        } else {
+            Limits::NONE
+        };
         let request = PlanRequest { spec, origin: origin.as_ref() };
         let plan = self.medium.plan(pool, &request)?;
         self.refuse_too_large(pool, plan.size)?;
@@ -61,6 +67,7 @@ impl<M: Medium> Core<M> {
                 }
             }
             let mut record = new_record(spec, origin.as_ref(), plan);
+            record.limits = limits;
             if record.file_system.is_some() {
                 record.noted_of = Some(FileMark::of(&folder.join(self.medium.data_name()))?);
             }
@@ -270,6 +277,27 @@ impl<M: Medium> Core<M> {
         Ok(size)
     }
 
+    /// Changes the limits in the volume's record, whoever uses the volume.
+    pub(crate) fn modify_volume(
+        &self,
+        id: &VolumeId,
+        parameters: &Attributes,
+        cx: &Cx,
+    ) -> Result<()> {
+        let change = LimitsChange::parse(parameters)?;
+        let (pool, entry) = self.find(id)?;
+        if change.over(entry.record.limits) == entry.record.limits {
+            return Ok(());
+        }
+        pool.refuse_read_only()?;
+        cx.step("write the volume's limits")?;
+        let written = pool.update_record(&entry, |record| {
+            record.limits = change.over(record.limits);
+            Ok(())
+        });
+        written.map(drop).map_err(|fault| pool.explain(fault).during(format!("modify volume {id}")))
+    }
+
     /// The volume as callers see it.
     pub(crate) fn describe(&self, entry: &Entry) -> Volume {
         let record = &entry.record;
@@ -284,6 +312,7 @@ impl<M: Medium> Core<M> {
             is_static: entry.is_static,
             ephemeral: record.ephemeral,
             uses: Access::uses(&record.access),
+            limits: record.limits,
         }
     }
 }
@@ -317,6 +346,7 @@ fn new_record(spec: &VolumeSpec, origin: Option<&Origin>, plan: Plan) -> VolumeR
             None => plan.file_system,
         },
         noted_of: None,
+        limits: Limits::NONE,
         medium: plan.medium,
         rest: Map::new(),
     }

@@ -67,6 +67,17 @@ pub trait InUse: Send + Sync {
     /// # Errors
     /// Where it cannot be told; the volume is then taken to be in use.
     async fn in_use(&self, id: &VolumeId) -> Result<Vec<PathBuf>>;
+
+    /// The volume was modified: where it is in use on this machine, that shall take effect now.
+    /// Elsewhere there is nothing to do.
+    ///
+    /// # Errors
+    /// `Precondition` where this machine cannot; the volume stays modified, and the repeated call
+    /// tries again.
+    async fn modified(&self, id: &VolumeId, cx: &Cx) -> Result<()> {
+        let _ = (id, cx);
+        Ok(())
+    }
 }
 
 /// The control plane of one driver. Cheap to clone; clones share everything.

@@ -23,6 +23,7 @@
 //!   device must both allow it.
 //! - **A device is let go only when nobody uses it**, in any mount namespace; lazy unmounting is for
 //!   network file systems only.
+//! - **A limit never outlives its volume's device** ([`limits`]).
 //! - **A running workload is never disturbed** by a start, a stop or a crash of this process.
 //! - **One process at a time** works with the records ([`owner`]).
 //! - **Volumes do not wait for each other**: there is one claim per volume and no common lock.
@@ -34,6 +35,7 @@ mod format;
 mod health;
 mod identify;
 mod inline;
+mod limits;
 pub mod look;
 mod owner;
 mod plan;
@@ -49,6 +51,7 @@ mod unstage;
 
 pub(crate) use inline::is_made_for;
 pub use inline::{InlineVolume, InlineVolumes};
+pub use limits::NodeLimits;
 pub use request::*;
 
 use crate::{
@@ -346,6 +349,10 @@ impl fmt::Debug for NodeEngine {
 impl InUse for NodeEngine {
     async fn in_use(&self, id: &VolumeId) -> Result<Vec<PathBuf>> {
         self.0.executor.clone().in_use(id).await
+    }
+
+    async fn modified(&self, id: &VolumeId, cx: &Cx) -> Result<()> {
+        self.0.executor.modified(id, cx).await
     }
 }
 

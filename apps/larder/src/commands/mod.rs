@@ -5,6 +5,7 @@ mod blocks;
 pub(crate) mod config;
 pub(crate) mod driver;
 mod group;
+pub(crate) mod limits;
 pub(crate) mod mounts;
 pub(crate) mod names;
 pub(crate) mod pool;

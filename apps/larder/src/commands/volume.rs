@@ -1,6 +1,6 @@
 //! `larder volume …`
 
-use super::{answer, mounts, names, progress};
+use super::{answer, limits, mounts, names, progress};
 use crate::{
     cli::{self, CreateVolume},
     output::{self, Row},
@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 /// A volume as it is printed. The JSON form is part of the interface.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct VolumeRow {
-    id: String,
+pub(crate) struct VolumeRow {
+    pub(crate) id: String,
     size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
@@ -78,9 +78,15 @@ pub(crate) async fn run(command: cli::Volume) -> Result<()> {
         }
         cli::Volume::Show { volume, target, output } => {
             let session = Session::open(&target).await?;
-            let shown = show(&session, &volume).await;
+            let shown = limits::show(&session, &volume).await;
             session.close().await;
             output::one(output.output, &shown?)
+        }
+        cli::Volume::Modify(flags) => {
+            let session = Session::open(&flags.target).await?;
+            let modified = limits::modify(&session, &flags).await;
+            session.close().await;
+            output::one(flags.output.output, &modified?)
         }
         cli::Volume::Expand { volume, size, target, output } => {
             let session = Session::open(&target).await?;
@@ -226,7 +232,11 @@ pub(crate) async fn get(session: &Session, id: &str) -> larder_model::Result<csi
     }
 }
 
-async fn show(session: &Session, volume: &str) -> larder_model::Result<VolumeRow> {
+/// One volume with its health.
+///
+/// # Errors
+/// Where the driver cannot tell.
+pub(crate) async fn show(session: &Session, volume: &str) -> larder_model::Result<VolumeRow> {
     let id = names::volume_id(session, volume).await?;
     let mut shown = row(get(session, &id).await?, &mounts::all(session)?);
     let request = csi::ControllerGetVolumeHealthRequest { volume_id: id, ..Default::default() };

@@ -50,6 +50,10 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
     let mut found = Findings::default();
     absolute(&mut found, "stateDir", &settings.state_dir);
     absolute(&mut found, "kubeletDir", &settings.kubelet_dir);
+    if let Some(path) = &settings.cgroup {
+        absolute(&mut found, "cgroup", path);
+        cgroup(&mut found, path);
+    }
     process(&mut found, settings);
     if settings.drivers.is_empty() {
         found.error("drivers", "there is none (hint: name at least one driver)");
@@ -120,6 +124,14 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
         }
     }
     found.0
+}
+
+/// It may be made later, by whoever makes it.
+fn cgroup(found: &mut Findings, path: &Path) {
+    let host = larder_host::Host::real().with_cgroup(Some(path.to_owned()));
+    if let Err(fault) = host.throttle.place() {
+        found.warning("cgroup", fault.to_string());
+    }
 }
 
 /// What is not about one driver.

@@ -17,6 +17,8 @@ pub(crate) struct File {
     #[serde(default)]
     pub(crate) kubelet_dir: Option<PathBuf>,
     #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
+    #[serde(default)]
     pub(crate) http: Option<SocketAddr>,
     #[serde(default)]
     pub(crate) log: Log,

@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     /// kubelet's root.
     pub(crate) kubelet_dir: PathBuf,
+    /// Where volumes are limited; None: in the cgroup of kubelet's pods.
+    pub(crate) cgroup: Option<PathBuf>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
     pub(crate) http: Option<SocketAddr>,
     /// Logs.
@@ -114,6 +116,9 @@ pub(crate) struct ServeFlags {
     /// Folder of the node records.
     #[arg(long, value_hint = ValueHint::DirPath)]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Limit volumes in this cgroup [default: the one of kubelet's pods].
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cgroup: Option<PathBuf>,
     /// Log level, or a filter as in info,larder_csi=debug.
     #[arg(long, env = "LARDER_LOG")]
     pub(crate) log_level: Option<String>,
@@ -170,6 +175,9 @@ pub(crate) fn of_serve(flags: &ServeFlags) -> Result<Settings> {
     }
     if let Some(dir) = &flags.state_dir {
         settings.state_dir.clone_from(dir);
+    }
+    if let Some(cgroup) = &flags.cgroup {
+        settings.cgroup = Some(cgroup.clone());
     }
     settings.http = flags.http.or(settings.http);
     if let Some(level) = &flags.log_level {
@@ -230,6 +238,7 @@ pub(crate) fn settings(file: file::File) -> Result<Settings> {
         drivers: drivers.collect::<Result<_>>()?,
         state_dir: file.state_dir.unwrap_or_else(|| DEFAULT_STATE.into()),
         kubelet_dir,
+        cgroup: file.cgroup,
         http: file.http,
         log: Log {
             format: file.log.format,

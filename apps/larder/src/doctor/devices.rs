@@ -1,4 +1,4 @@
-//! Loop devices over a pool's images.
+//! Loop devices over a pool's images, and limits of such that are gone.
 //!
 //! A device over an image that was deleted under it may be all that is left of the data: it is told,
 //! and never touched. One whose image went through `deleting/` was deleted by its owner.
@@ -31,9 +31,33 @@ pub(crate) const DELETED_UNDER: Sort = Sort {
           is gone with the device's last user",
 };
 
+pub(crate) const LIMITED: Sort = Sort {
+    name: "limit-left",
+    severity: Severity::Warning,
+    why: "the kernel keeps limits by a device's number: whoever has it next is held to them",
+};
+
+/// The major number of loop devices.
+const LOOP: u32 = 7;
+
+/// Limits of devices that do not exist any more.
+fn limits(scene: &Scene) -> Vec<Finding> {
+    // Where nothing can be limited, nothing is.
+    let limited = scene.host.throttle.all().unwrap_or_default();
+    let left = limited.into_iter().filter(|(device, _)| {
+        device.major == LOOP && !scene.loops.iter().any(|info| info.device == *device)
+    });
+    let finding = |(device, limits)| {
+        let place = PathBuf::from(format!("/sys/dev/block/{device}"));
+        let what = format!("device {device} is limited ({limits}), and nothing is attached to it");
+        Finding::new(&LIMITED, &place, what).by(Fix::Unlimit(device))
+    };
+    left.map(finding).collect()
+}
+
 /// Looks.
 pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
-    let mut found = Vec::new();
+    let mut found = limits(scene);
     for info in &scene.loops {
         for (driver, pool, look) in scene.pools() {
             if let Some(finding) = one(scene, driver, pool, look, info)? {

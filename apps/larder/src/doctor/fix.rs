@@ -9,7 +9,7 @@ use crate::{
     wiring,
 };
 use larder_host::{DeviceId, Host, MountEntry, Unmount, durable, loops::Backing, sockets};
-use larder_model::{DriverName, Fault, Result};
+use larder_model::{DriverName, Fault, Limits, Result};
 use larder_proto::csi;
 use rustix::fs::OFlags;
 use std::{
@@ -54,6 +54,8 @@ pub(crate) enum Fix {
         /// What must be behind it.
         backing: Backing,
     },
+    /// Takes the limits of a device away to which nothing is attached.
+    Unlimit(DeviceId),
     /// Unpublishes and unstages through the driver, which refuses what is in use.
     Release {
         /// Which.
@@ -100,6 +102,7 @@ impl fmt::Display for Fix {
             Self::Thaw => f.write_str("thaw it"),
             Self::Unmount { target, .. } => write!(f, "unmount {}", target.display()),
             Self::Detach { path, .. } => write!(f, "detach {}", path.display()),
+            Self::Unlimit(device) => write!(f, "take the limits of device {device} away"),
             Self::Release { volume, targets, staging, .. } => {
                 let places = targets.iter().chain(staging).map(|p| p.display().to_string());
                 let places: Vec<_> = places.collect();
@@ -168,11 +171,24 @@ impl Fix {
                 let detach = move || Host::real().loops.detach(number, backing);
                 Ok(larder_host::blocking(detach).await?)
             }
+            Self::Unlimit(device) => {
+                let host = Host::real().with_cgroup(settings.cgroup.clone());
+                Ok(larder_host::blocking(move || unlimit(&host, device)).await?)
+            }
             Self::RemoveSocket(path) => Ok(sockets::remove_dead(&path)?),
             Self::RemoveEmptyFolder(path) => Ok(remove_empty(&path)?),
             Self::Restrict { path, mode, right } => Ok(restrict(&path, mode, right)?),
         }
     }
+}
+
+fn unlimit(host: &Host, device: DeviceId) -> Result<()> {
+    if host.loops.list()?.iter().any(|info| info.device == device) {
+        return Err(Fault::precondition(format!(
+            "take the limits of device {device} away: it is attached by now"
+        )));
+    }
+    host.throttle.set(device, Limits::NONE)
 }
 
 async fn open(settings: &Settings, target: &Target, name: &DriverName) -> anyhow::Result<Session> {

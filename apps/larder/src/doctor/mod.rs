@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`pools`] | pools away, silent, of another backend, read-only, near full; permissions |
 //! | [`contents`] | half-made things, records without data and data without records, other files |
-//! | [`devices`] | loop devices that nobody has, images deleted under a device |
+//! | [`devices`] | loop devices that nobody has, images deleted under a device, limits left behind |
 //! | [`mounts`] | mounts of what is gone, mounts that nothing knows of |
 //! | [`nodes`] | node records of what does not stand |
 //! | [`freezes`] | freezes that nobody took back |
@@ -132,8 +132,9 @@ impl Doctor {
     async fn look_once(&self) -> Result<Vec<Finding>> {
         let busy = scene::busy(&self.settings).await;
         let (settings, near_full) = (self.settings.clone(), self.flags.near_full);
+        let host = Host::real().with_cgroup(settings.cgroup.clone());
         let looked = larder_host::blocking(move || {
-            let scene = Scene::new(Host::real(), settings, busy, near_full)?;
+            let scene = Scene::new(host, settings, busy, near_full)?;
             let mut findings = Vec::new();
             for (what, check) in CHECKS {
                 findings.extend(check(&scene).map_err(|f| f.during(format!("look at {what}")))?);
@@ -264,6 +265,7 @@ mod tests {
         &devices::UNUSED,
         &devices::OF_DELETED,
         &devices::DELETED_UNDER,
+        &devices::LIMITED,
         &sockets::STALE,
         &sockets::TAKEN,
     ];

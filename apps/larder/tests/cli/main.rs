@@ -11,6 +11,7 @@ mod config;
 mod exits;
 mod generated;
 mod life;
+mod limits;
 mod mounts;
 mod names;
 mod output;

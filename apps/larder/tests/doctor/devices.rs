@@ -110,3 +110,16 @@ fn a_device_over_a_volume_that_was_deleted_through_larder_is_detached() {
     let left = device(info.number).filter(|now| now.backing() == info.backing());
     assert_eq!(left, None);
 }
+
+#[test]
+fn limits_of_a_device_that_is_gone_are_found_and_taken_away() {
+    let site = Site::new("loop", "xfs");
+    site.ok(&["pool", "init"]);
+    site.limit_in_files();
+    // A number that no machine has.
+    let file = site.path("cgroup/blkio.throttle.read_bps_device");
+    std::fs::write(file, "7:1048575 1000\n").unwrap();
+    assert_eq!(site.read_limits(), [1000]);
+    found_and_mended(&site, &[("limit-left", Path::new("/sys/dev/block/7:1048575"), true)]);
+    assert_eq!(site.read_limits(), []);
+}

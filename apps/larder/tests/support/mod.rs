@@ -62,8 +62,12 @@ impl Site {
     pub(crate) fn configure(&self, file: &Path, endpoint: &Endpoint) {
         // Not ext4: growing it while mounted takes CAP_SYS_RESOURCE, which not every machine gives.
         let fs = if self.backend == "loop" { ", fs: xfs" } else { "" };
+        let cgroup = match self.path("cgroup") {
+            path if path.is_dir() => format!("cgroup: {}\n", path.display()),
+            _ => String::new(),
+        };
         let yaml = format!(
-            "node: n1\nstateDir: {}\ndrivers:\n- name: {}\n  backend: {}\n  endpoint: {endpoint}\n  \
+            "node: n1\nstateDir: {}\n{cgroup}drivers:\n- name: {}\n  backend: {}\n  endpoint: {endpoint}\n  \
              pools:\n    default: {{ path: {}, create: true{fs} }}\n",
             self.path("state").display(),
             self.driver,
@@ -71,6 +75,23 @@ impl Site {
             self.pool.path().display(),
         );
         std::fs::write(file, yaml).unwrap();
+    }
+
+    /// Has limits written into files of its own that look like a cgroup's, whatever this machine has.
+    pub(crate) fn limit_in_files(&self) {
+        std::fs::create_dir(self.path("cgroup")).unwrap();
+        for kind in ["read_bps", "write_bps", "read_iops", "write_iops"] {
+            let file = format!("cgroup/blkio.throttle.{kind}_device");
+            std::fs::write(self.path(&file), "").unwrap();
+        }
+        self.configure(&self.config(), &self.endpoint());
+    }
+    /// What they say of bytes read.
+    pub(crate) fn read_limits(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.path("cgroup/blkio.throttle.read_bps_device"));
+        let numbers = text.unwrap_or_default();
+        let numbers = numbers.lines().filter_map(|line| line.split_once(' ')?.1.parse().ok());
+        numbers.filter(|number| *number > 0).collect()
     }
 
     /// Runs `larder ARGUMENTS` against this site.

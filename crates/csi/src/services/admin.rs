@@ -1,9 +1,10 @@
-//! What Larder's own tools ask: running operations, pools, the trash, the log level.
+//! What Larder's own tools ask: running operations, pools, the trash, limits, the log level.
 
 use super::{Answer, Services, answer};
 use crate::{reply, status::status};
 use larder_model::{Cx, Fault, Period, RequestedName, Result, id::quoted, trash::Trash};
 use larder_proto::larder::{self, admin_server::Admin};
+use larder_volumes::node::NodeLimits;
 use std::sync::Arc;
 use tonic::{Request, Response};
 
@@ -88,6 +89,24 @@ impl Admin for Services {
             removed: i64::try_from(removed.count).unwrap_or(i64::MAX),
             allocated_bytes: removed.allocated.as_i64(),
         })
+    }
+
+    async fn get_limits(
+        self: Arc<Self>,
+        request: Request<larder::GetLimitsRequest>,
+    ) -> Answer<larder::GetLimitsResponse> {
+        let id = request.into_inner().volume_id;
+        let limits = async || {
+            self.gate.check()?;
+            match &self.node {
+                Some(node) => node.limits(&id).await,
+                None => {
+                    let asked = self.control.get_volume(&id).await?.volume.limits;
+                    Ok(NodeLimits { asked, ..NodeLimits::default() })
+                }
+            }
+        };
+        answer(limits().await, reply::limits)
     }
 
     async fn set_log_level(

@@ -119,3 +119,27 @@ async fn kubelet_learns_where_the_driver_is_and_says_whether_it_took_it() {
     assert!(rig.driver.shutdown(LONG).await.is_empty());
     assert!(!socket.exists(), "kubelet forgets a driver whose socket goes");
 }
+
+#[tokio::test]
+async fn limits_are_told_as_the_record_and_the_node_have_them() {
+    let rig = Rig::filled(Memory::default()).await;
+    let mut admin = rig.driver.client().admin();
+    let mut ask = async |id: &str| {
+        let request = larder::GetLimitsRequest { volume_id: id.to_owned() };
+        admin.get_limits(request).await.map(tonic::Response::into_inner)
+    };
+    let told = ask("default/vol").await.unwrap();
+    assert_eq!(told.asked, Some(larder::Limits::default()));
+    assert_eq!((told.device.as_str(), told.fault.as_str()), ("", ""));
+    assert_eq!(ask("default/none").await.unwrap_err().code(), tonic::Code::NotFound);
+    // Wrong keys are refused before anything is asked of the backend.
+    let request = csi::ControllerModifyVolumeRequest {
+        volume_id: "default/vol".to_owned(),
+        mutable_parameters: [("speed".to_owned(), "9".to_owned())].into(),
+        ..Default::default()
+    };
+    let refused = rig.driver.client().controller().controller_modify_volume(request).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("speed"), "{refused}");
+}

@@ -27,9 +27,10 @@
 mod filesystems;
 mod loops;
 mod mounts;
+mod throttle;
 
 use crate::{DeviceId, DeviceUser, Host, Usage, mounts::MountEntry, sys::io_fault};
-use larder_model::{Bytes, Fault, FsType, Kind, Result};
+use larder_model::{Bytes, Fault, FsType, Kind, Limits, Result};
 use rustix::{fd::OwnedFd, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -58,6 +59,7 @@ struct State {
     users: BTreeMap<DeviceId, Vec<DeviceUser>>,
     usage: BTreeMap<PathBuf, Usage>,
     frozen: BTreeSet<PathBuf>,
+    limits: BTreeMap<DeviceId, Limits>,
     log: Vec<String>,
 }
 
@@ -106,6 +108,7 @@ impl FakeKernel {
             users: BTreeMap::new(),
             usage: BTreeMap::new(),
             frozen: BTreeSet::new(),
+            limits: BTreeMap::new(),
             log: Vec::new(),
         })))
     }
@@ -116,11 +119,12 @@ impl FakeKernel {
             mounts: Arc::new(mounts::FakeMounts(self.clone())),
             loops: Arc::new(loops::FakeLoops(self.clone())),
             filesystems: Arc::new(filesystems::FakeFileSystems(self.clone())),
+            throttle: Arc::new(throttle::FakeThrottle(self.clone())),
         }
     }
 
     /// Makes the next call of `operation` (a method name of [`crate::Mounts`], [`crate::Loops`],
-    /// [`crate::FileSystems`], or `freeze`, `thaw`) fail with `error`. Several wait in a queue.
+    /// [`crate::FileSystems`], or `freeze`, `thaw`, `limit`) fail with `error`. Several wait in a queue.
     pub fn fail_next(&self, operation: &str, error: Errno) {
         self.state().failures.entry(operation.to_owned()).or_default().push_back(error);
     }
@@ -170,6 +174,11 @@ impl FakeKernel {
         self.state().frozen.iter().cloned().collect()
     }
 
+    /// Devices that are limited, attached or not.
+    pub fn limited(&self) -> Vec<(DeviceId, Limits)> {
+        self.state().limits.iter().map(|(device, limits)| (*device, *limits)).collect()
+    }
+
     /// Every call that changed something, in order: `mount ext4 /x`, `attach /x.img` …
     pub fn log(&self) -> Vec<String> {
         self.state().log.clone()
@@ -191,6 +200,7 @@ impl FakeKernel {
         state.users.clear();
         state.busy.clear();
         state.frozen.clear();
+        state.limits.clear();
     }
 
     pub(crate) fn freeze(&self, target: &Path) -> Result<()> {

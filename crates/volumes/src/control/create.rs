@@ -78,7 +78,7 @@ impl Inner {
             return Err(Fault::invalid("create a volume with mutable_parameters")
                 .hint("this driver does not announce MODIFY_VOLUME"));
         }
-        check_mutable(&mutable_parameters)?;
+        check_mutable(provision, &mutable_parameters)?;
         accept::capabilities(facts, &request.capabilities, &parameters)?;
         if request.ephemeral && !facts.ephemeral {
             return Err(Fault::invalid("create an inline volume")

@@ -12,8 +12,8 @@ use crate::{
     node::is_made_for,
 };
 use larder_model::{
-    AccessType, Bytes, CapacityRange, Cx, Fault, Kind, MountAccess, PoolName, Result, Secrets,
-    VolumeId,
+    AccessType, Bytes, CapacityRange, Cx, Fault, Kind, MountAccess, PoolName, Provision, Result,
+    Secrets, VolumeId,
     id::quoted,
     volume::{Attributes, Capacity, Page, Volume, context},
 };
@@ -184,7 +184,7 @@ impl ControlEngine {
         }
         accept::map_size(&request.mutable_parameters, "mutable_parameters")?;
         let parameters = accept::own(&request.mutable_parameters);
-        check_mutable(&parameters)?;
+        check_mutable(inner.backend.provision(), &parameters)?;
         let operation = Operation::new("modify volume", Fingerprint::of(&parameters))
             .exclusive(Key::volume(&id));
         self.run(operation, |inner, cx| async move {
@@ -192,9 +192,13 @@ impl ControlEngine {
             provision.get_volume(&id).await?;
             match provision.modify() {
                 Some(modify) if !parameters.is_empty() => {
-                    modify.modify_volume(&id, &parameters, &request.secrets, &cx).await
+                    modify.modify_volume(&id, &parameters, &request.secrets, &cx).await?;
                 }
-                _ => Ok(()), // Only keys of Kubernetes, which say nothing to change.
+                _ => return Ok(()), // Only keys of Kubernetes, which say nothing to change.
+            }
+            match &inner.in_use {
+                Some(node) => node.modified(&id, &cx).await,
+                None => Ok(()),
             }
         })
         .await
@@ -225,7 +229,7 @@ impl Inner {
             return Err(Fault::invalid("use mutable_parameters")
                 .hint("this driver does not announce MODIFY_VOLUME"));
         }
-        check_mutable(&mutable)?;
+        check_mutable(provision, &mutable)?;
         accept::capabilities(self.backend.facts(), &request.capabilities, &parameters)?;
         for capability in &request.capabilities {
             // Not confirmed is no fault here, but what a later call would meet.
@@ -319,13 +323,13 @@ impl Inner {
     }
 }
 
-/// Refuses mutable parameters that place a volume: it cannot move.
-pub(super) fn check_mutable(parameters: &Attributes) -> Result<()> {
+/// Refuses mutable parameters that place a volume (it cannot move), and those that it has not.
+pub(super) fn check_mutable(provision: &dyn Provision, parameters: &Attributes) -> Result<()> {
     if parameters.contains_key(POOL) {
         return Err(Fault::invalid("change parameter pool: a volume stays in its pool")
             .hint("set pool in parameters, not in mutable_parameters"));
     }
-    Ok(())
+    provision.modify().map_or(Ok(()), |modify| modify.check_mutable(parameters))
 }
 
 /// Refuses a file system that the volume does not have.

@@ -8,7 +8,7 @@
 //! | published where nothing is mounted | that publication is forgotten |
 //! | staged, but its mount and its device are gone | taken back |
 //! | inline, published nowhere | deleted |
-//! | everything else | left alone: a workload is using it |
+//! | everything else | left alone: a workload is using it; its limits are set again |
 //! | unreadable | set aside |
 //!
 //! Invariant: no mount that a workload can see is touched.
@@ -119,6 +119,10 @@ impl Executor {
                 mended.push(what.to_owned());
                 return Ok(Some(mended.join("; ")));
             }
+        }
+        if let Some(staged) = &record.staged {
+            let id = self.id_of(&record)?;
+            self.hold_staged(&id, staged, cx).await?;
         }
         Ok((!mended.is_empty()).then(|| mended.join("; ")))
     }

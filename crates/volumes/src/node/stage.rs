@@ -13,7 +13,7 @@ use super::{
 };
 use larder_host::{BindRequest, MountRequest, filesystems::reader_options, paths::TargetPath};
 use larder_model::{
-    Cx, Fault, FsType, Result, VolumeId,
+    Cx, Fault, FsType, Limits, Result, VolumeId,
     backend::{ConnectRequest, Source},
     volume::FormatState,
 };
@@ -32,6 +32,8 @@ struct Work<'a> {
     connected: bool,
     /// It was mounted before this attempt, which no record told.
     found: bool,
+    /// How fast it may be used.
+    limits: Limits,
 }
 
 /// What was seen before anything was done.
@@ -82,6 +84,7 @@ impl Executor {
             mounted: false,
             connected: false,
             found: false,
+            limits: kept.limits,
         };
         let Err(fault) = self.stage_steps(&mut work, &steps, cx).await else { return Ok(()) };
         if fault.is_simulated_crash() {
@@ -217,6 +220,7 @@ impl Executor {
         };
         let (source, attachment) = self.backend.connect().connect(&request, cx).await?;
         work.connected = true;
+        let former = work.record.staged.clone();
         cx.step("record what is connected")?;
         let (source, shows) = self
             .blocking(move |this| {
@@ -224,6 +228,11 @@ impl Executor {
                 Ok((source, shows))
             })
             .await?;
+        // The number that it had before may be another's next.
+        if let Some(former) = former.filter(|former| former.shows.as_ref() != Some(&shows)) {
+            let (shows, attachment) = (former.shows.as_ref(), former.attachment.as_ref());
+            self.lift(work.id, shows, attachment, cx).await?;
+        }
         if let Some(staged) = &mut work.record.staged {
             if staged.shows.as_ref() != Some(&shows) {
                 staged.root = None;
@@ -423,6 +432,11 @@ impl Executor {
     }
 
     async fn confirm(self: &Arc<Self>, work: &mut Work<'_>, cx: &Cx) -> Result<()> {
+        // Only now: making and checking a file system is not held to them, wherever Larder itself runs.
+        let shows = work.record.staged.as_ref().and_then(|staged| staged.shows.as_ref());
+        if let Some(Shows::Device { number, .. }) = shows {
+            self.try_to_hold(work.id, (*number).into(), work.limits, cx).await?;
+        }
         cx.step("record that the volume is staged")?;
         let path = work.path.clone();
         let network = work
@@ -454,6 +468,7 @@ impl Executor {
         cx: &Cx,
     ) -> Result<()> {
         let Some(staged) = record.staged.clone() else { return Ok(()) };
+        self.lift(id, staged.shows.as_ref(), staged.attachment.as_ref(), cx).await?;
         cx.step("unmount what a former attempt left")?;
         let attachment = staged.attachment.clone();
         self.blocking(move |this| {

@@ -71,12 +71,18 @@ impl Executor {
                     }
                 }
                 UnstageStep::Unmount => {
+                    // A loop device goes with its last mount, and its number is free at that moment.
+                    // What is flushed now is not held to them either.
+                    self.lift(id, work.shows.as_ref(), work.attachment.as_ref(), cx).await?;
                     cx.step("unmount the staging path")?;
                     let (path, shows, root) = (path.clone(), work.shows.clone(), work.root);
-                    self.blocking(move |this| {
+                    let unmounted = self.blocking(move |this| {
                         this.unmount_ours(path.as_path(), shows.as_ref(), root.as_ref())
-                    })
-                    .await?;
+                    });
+                    if let Err(fault) = unmounted.await {
+                        self.hold_again(id, cx).await;
+                        return Err(fault);
+                    }
                 }
                 UnstageStep::ProveUnused => {
                     cx.step("make sure that nobody uses the device")?;
@@ -86,6 +92,7 @@ impl Executor {
                     }
                 }
                 UnstageStep::Disconnect => {
+                    self.lift(id, work.shows.as_ref(), work.attachment.as_ref(), cx).await?;
                     cx.step("disconnect the volume")?;
                     self.disconnect(id, work.attachment.as_ref(), cx).await?;
                 }

@@ -6,8 +6,8 @@ use super::{
 };
 use async_trait::async_trait;
 use larder_model::{
-    Bytes, CapacityRange, Cx, Fault, FsType, Params, PoolName, Provision, Result, Secrets, Uses,
-    VolumeCapability, VolumeId,
+    Bytes, CapacityRange, Cx, Fault, FsType, Limits, Params, PoolName, Provision, Result, Secrets,
+    Uses, VolumeCapability, VolumeId,
     backend::{
         Attach, ChangedBlocks, Expand, GetCapacity, Groups, Health, ListVolumes, Modify, Parameter,
         Snapshots,
@@ -132,6 +132,7 @@ impl MemoryBackend {
             is_static: false,
             ephemeral: spec.ephemeral,
             uses: Uses::of(&spec.capabilities),
+            limits: Limits::NONE,
         };
         let stored = StoredVolume {
             volume: volume.clone(),
@@ -314,6 +315,12 @@ impl Expand for MemoryBackend {
 
 #[async_trait]
 impl Modify for MemoryBackend {
+    fn check_mutable(&self, parameters: &Attributes) -> Result<()> {
+        let mut params = Params::new(parameters);
+        params.take("tier");
+        params.finish()
+    }
+
     async fn modify_volume(
         &self,
         id: &VolumeId,
@@ -323,9 +330,7 @@ impl Modify for MemoryBackend {
     ) -> Result<()> {
         let _busy = self.busy([id.as_str()]);
         let work = async {
-            let mut params = Params::new(parameters);
-            params.take("tier");
-            params.finish()?;
+            self.check_mutable(parameters)?;
             self.store().volume(id)?;
             cx.step("write the parameters")?;
             self.store().volume_mut(id)?.mutable.extend(parameters.clone());

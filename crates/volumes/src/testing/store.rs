@@ -1,7 +1,7 @@
 //! What the memory backend keeps: the part that survives a restart.
 
 use larder_model::{
-    AccessMode, Bytes, Fault, PoolName, Result, Uses, VolumeId,
+    AccessMode, Bytes, Fault, Limits, PoolName, Result, Uses, VolumeId,
     volume::{
         Attributes, ContentSource, FormatState, GroupSnapshot, HealthEntry, PoolStatus, Snapshot,
         Volume,
@@ -111,6 +111,7 @@ impl Store {
             is_static: true,
             ephemeral: false,
             uses: Uses::ANY,
+            limits: Limits::NONE,
         };
         let stored = StoredVolume {
             volume,

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use larder_host::{Host, LoopRequest, durable, image};
 use larder_model::{
-    AccessMode, Backend, Bytes, Connect, Cx, Fault, FsType, PoolName, Provision, Result, Secrets,
-    Uses, VolumeId,
-    backend::{Attachment, ConnectRequest, Expand, Parameter, Source},
+    AccessMode, Backend, Bytes, Connect, Cx, Fault, FsType, Limits, LimitsChange, PoolName,
+    Provision, Result, Secrets, Uses, VolumeId,
+    backend::{Attachment, ConnectRequest, Expand, Modify, Parameter, Source},
     volume::{
         Attributes, Facts, FormatState, HealthEntry, HealthStatus, PoolStatus, Scope, Volume,
         VolumeSpec,
@@ -56,6 +56,12 @@ impl ImageBackend {
     }
     fn name(&self, id: &VolumeId) -> PathBuf {
         self.root.join(format!("{}.name", id.native()))
+    }
+    fn limits(&self, id: &VolumeId) -> PathBuf {
+        self.root.join(format!("{}.limits", id.native()))
+    }
+    pub(crate) fn write_limits(&self, id: &VolumeId, limits: Limits) {
+        durable::write_json(&self.limits(id), &limits).unwrap();
     }
     pub(crate) fn read_state(&self, id: &VolumeId) -> FormatState {
         durable::read_json(&self.state(id)).unwrap().unwrap_or(FormatState::Unformatted)
@@ -167,6 +173,7 @@ impl Provision for ImageBackend {
                 "only-block" => Uses { mount: false, block: true },
                 _ => Uses::ANY,
             },
+            limits: durable::read_json(&self.limits(id))?.unwrap_or_default(),
         })
     }
     fn check_parameters(&self, _: &Attributes) -> Result<()> {
@@ -174,6 +181,27 @@ impl Provision for ImageBackend {
     }
     fn expand(&self) -> Option<&dyn Expand> {
         Some(self)
+    }
+    fn modify(&self) -> Option<&dyn Modify> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Modify for ImageBackend {
+    fn check_mutable(&self, parameters: &Attributes) -> Result<()> {
+        LimitsChange::parse(parameters).map(drop)
+    }
+    async fn modify_volume(
+        &self,
+        id: &VolumeId,
+        parameters: &Attributes,
+        _: &Secrets,
+        _: &Cx,
+    ) -> Result<()> {
+        let now = self.get_volume(id).await?.limits;
+        self.write_limits(id, LimitsChange::parse(parameters)?.over(now));
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 //! nothing.
 
 use crate::world::{On, Snapshot, World, block, mount, mount_as, with_group};
-use larder_model::{Bytes, Cx, Result, VolumeCapability, cx::crash::CrashAt};
+use larder_model::{Bytes, Cx, Limits, Result, VolumeCapability, cx::crash::CrashAt};
 use larder_volumes::node::HealthRequest;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,9 @@ const BLOCK: Case = Case { name: "raw", how: block };
 const DIRECTORY: Case = Case { name: "dir-a", how: mount };
 const NETWORK: Case = Case { name: "net-a", how: mount };
 
+const LIMITED: Case = Case { name: "limited", how: mount };
+const LIMITED_BLOCK: Case = Case { name: "limited-raw", how: block };
+
 /// Growing ext4 while it is mounted takes CAP_SYS_RESOURCE, which a container may lack; xfs grows
 /// without, and the fake kernel grows them all.
 const GROWABLE: Case =
@@ -38,6 +41,10 @@ impl Case {
         // Small ones are formatted quickly.
         let size = if self.name == "xfs" { 400 } else { 16 };
         world.volume_of(self.name, Bytes::mib(size));
+        if self.name.starts_with("limited") {
+            let limits = Limits { max_write_bps: 50 << 20, ..Limits::NONE };
+            world.backend.write_limits(&world.id(self.name), limits);
+        }
         if op == Op::Stage {
             return;
         }
@@ -161,6 +168,12 @@ async fn a_file_system_survives_a_crash_at_every_step_on_the_fake_kernel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_raw_device_survives_a_crash_at_every_step_on_the_fake_kernel() {
     sweep_all(On::Fake, BLOCK).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_survive_a_crash_at_every_step_and_never_outlive_their_volume() {
+    sweep_all(On::Fake, LIMITED).await;
+    sweep_all(On::Fake, LIMITED_BLOCK).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,8 @@ mod inline;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod terms;
 #[cfg(test)]
 mod wiped;

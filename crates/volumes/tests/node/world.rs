@@ -289,6 +289,10 @@ impl World {
         let mut all = BTreeMap::new();
         all.insert("mounts".to_owned(), format!("{:#?}", self.mounts()));
         all.insert("loops".to_owned(), self.loops().len().to_string());
+        if let Some(fake) = &self.fake {
+            let limits: Vec<_> = fake.limited().into_iter().map(|(_, limits)| limits).collect();
+            all.insert("limits".to_owned(), format!("{limits:?}"));
+        }
         all.insert("records".to_owned(), format!("{:#?}", self.records()));
         let mut files = Vec::new();
         self.list(&self.root.join("pods"), &mut files);
@@ -326,6 +330,9 @@ impl World {
         assert_eq!(self.mounts(), Vec::<String>::new(), "mounts are left");
         assert_eq!(self.loops(), Vec::<PathBuf>::new(), "loop devices are left");
         assert_eq!(self.records(), BTreeMap::new(), "records are left");
+        if let Some(fake) = &self.fake {
+            assert_eq!(fake.limited(), [], "limits are left");
+        }
         let mut files = Vec::new();
         self.list(self.state.path(), &mut files);
         files.retain(|file| file.contains(".tmp-") || file.ends_with("/mount"));

@@ -1,0 +1,216 @@
+//! Limits as the kernel holds them, measured: in a machine with version 2 cgroups, where workloads of
+//! several pods use one volume at once.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
+#![allow(clippy::disallowed_methods, reason = "it measures for a while")]
+
+mod support;
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Child,
+    time::{Duration, Instant},
+};
+use support::{Site, shell};
+
+const PODS: &str = "/sys/fs/cgroup/kubepods.slice";
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// The cgroups of two pods, as kubelet makes them.
+struct Pods;
+
+impl Pods {
+    fn new() -> Self {
+        for pod in ["", "/pod-a", "/pod-b"] {
+            fs::create_dir_all(format!("{PODS}{pod}")).unwrap();
+        }
+        Self
+    }
+    fn limits() -> String {
+        fs::read_to_string(format!("{PODS}/io.max")).unwrap_or_default()
+    }
+}
+
+impl Drop for Pods {
+    fn drop(&mut self) {
+        for pod in ["/pod-a", "/pod-b", ""] {
+            let _ = fs::remove_dir(format!("{PODS}{pod}"));
+        }
+    }
+}
+
+/// Workloads of both pods; they end with this.
+struct Workloads(Vec<Child>);
+
+impl Workloads {
+    /// `dd`, two in each pod.
+    fn start(arguments: impl Fn(u32) -> String) -> Self {
+        let one = |n: u32| {
+            let pod = if n % 2 == 0 { "pod-a" } else { "pod-b" };
+            let script = format!(
+                "echo $BASHPID > {PODS}/{pod}/cgroup.procs; exec dd status=none {}",
+                arguments(n)
+            );
+            shell(&script).spawn().unwrap()
+        };
+        let started = Self((0..4).map(one).collect());
+        // Until they are where they belong, and what was let through at first is over.
+        std::thread::sleep(Duration::from_millis(1500));
+        started
+    }
+}
+
+impl Drop for Workloads {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+        }
+        for child in &mut self.0 {
+            let _ = child.wait();
+        }
+    }
+}
+
+struct Volume<'a> {
+    site: &'a Site,
+    name: &'static str,
+    path: PathBuf,
+}
+
+/// What a device has done: reads, bytes read, writes, bytes written.
+type Done = [f64; 4];
+
+const READS: usize = 0;
+const READ: usize = 1;
+const WRITES: usize = 2;
+const WRITTEN: usize = 3;
+
+impl Volume<'_> {
+    fn limits(&self) -> Value {
+        let text = self.site.ok(&["volume", "show", self.name, "-o", "json"]);
+        serde_json::from_str::<Value>(&text).unwrap()["limits"].clone()
+    }
+    fn modify(&self, parameters: &[&str]) {
+        let mut words = vec!["volume", "modify", self.name];
+        for parameter in parameters {
+            words.extend(["--param", parameter]);
+        }
+        self.site.ok(&words);
+        assert_ne!(self.limits()["state"], "notHeld", "{}", self.limits());
+        // A request that was held back under the former limits is let go by them.
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    fn done(&self, device: &str) -> Done {
+        let text = fs::read_to_string(format!("/sys/dev/block/{device}/stat")).unwrap();
+        let field = |n: usize| text.split_whitespace().nth(n).unwrap().parse::<f64>().unwrap();
+        [field(0), field(2) * 512.0, field(4), field(6) * 512.0]
+    }
+    /// How much of that in a second, by the machine's own clock.
+    fn rate(&self, what: usize) -> f64 {
+        let device = self.limits()["device"].as_str().unwrap().to_owned();
+        let (before, began) = (self.done(&device)[what], Instant::now());
+        std::thread::sleep(Duration::from_secs(4));
+        let (after, took) = (self.done(&device)[what], began.elapsed());
+        (after - before) / took.as_secs_f64()
+    }
+    fn holds(&self, what: usize, asked: f64, when: &str) {
+        let rate = self.rate(what);
+        let (unit, words) = if what % 2 == 0 { (1.0, "/s") } else { (MIB, " MiB/s") };
+        println!("{when}: {:.2}{words} of {:.2} asked", rate / unit, asked / unit);
+        assert!(
+            (rate / asked - 1.0).abs() <= 0.1,
+            "{when}: {:.2}{words} instead of {:.2}",
+            rate / unit,
+            asked / unit
+        );
+    }
+}
+
+fn writing(path: &Path) -> impl Fn(u32) -> String {
+    let path = path.display().to_string();
+    move |n| format!("if=/dev/zero of={path} bs=64k seek={} oflag=direct conv=notrunc", n * 3000)
+}
+
+fn reading(path: &Path, block: &'static str) -> impl Fn(u32) -> String {
+    let path = path.display().to_string();
+    move |n| format!("if={path} of=/dev/null bs={block} skip={} iflag=direct", n * 100)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_kill() {
+    let _pods = Pods::new();
+    let site = Site::new("loop", "xfs");
+    let mut server = site.server();
+    assert!(server.ready().await);
+    site.ok(&["volume", "create", "v", "--size", "1Gi", "--block", "--param", "maxWriteBps=5Mi"]);
+    let path = site.path("device");
+    let at = path.display().to_string();
+    site.ok(&["volume", "mount", "v", &at, "--block"]);
+    let volume = Volume { site: &site, name: "v", path };
+    assert_eq!(volume.limits()["state"], "held");
+    assert_eq!(volume.limits()["cgroup"], PODS);
+
+    let writers = Workloads::start(writing(&volume.path));
+    volume.holds(WRITTEN, 5.0 * MIB, "writes of two pods");
+    volume.modify(&["maxWriteBps=10Mi"]);
+    volume.holds(WRITTEN, 10.0 * MIB, "changed while in use");
+    server.kill();
+    // The kernel holds it, not Larder.
+    assert!(Pods::limits().contains("wbps=10485760"), "{}", Pods::limits());
+    // Whatever somebody did meanwhile, the next start makes good.
+    let device = Pods::limits().split(' ').next().unwrap().to_owned();
+    fs::write(format!("{PODS}/io.max"), format!("{device} wbps=max")).unwrap();
+    assert_eq!(Pods::limits(), "");
+    let mut server = site.server();
+    assert!(server.ready().await);
+    std::thread::sleep(Duration::from_millis(1500));
+    volume.holds(WRITTEN, 10.0 * MIB, "after kill -9 and a start");
+    volume.modify(&["maxWriteBps=0"]);
+    assert_eq!(Pods::limits(), "");
+    let free = volume.rate(WRITTEN);
+    println!("without limits: {:.2} MiB/s", free / MIB);
+    assert!(free > 12.0 * MIB, "{:.2} MiB/s: too slow a machine to tell", free / MIB);
+    volume.modify(&["maxWriteIops=100"]);
+    volume.holds(WRITES, 100.0, "write operations");
+    drop(writers);
+
+    volume.modify(&["maxWriteIops=0", "maxReadBps=5M"]);
+    let readers = Workloads::start(reading(&volume.path, "32k"));
+    volume.holds(READ, 5_000_000.0, "reads of two pods");
+    drop(readers);
+    volume.modify(&["maxReadBps=0", "maxReadIops=150"]);
+    let readers = Workloads::start(reading(&volume.path, "4k"));
+    volume.holds(READS, 150.0, "read operations");
+    drop(readers);
+
+    site.ok(&["volume", "unmount", "v"]);
+    assert_eq!(Pods::limits(), "", "a limit outlived its volume");
+    assert_eq!(volume.limits()["state"], "notInUse");
+    site.ok(&["volume", "rm", "v"]);
+    assert!(server.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
+    let _pods = Pods::new();
+    let site = Site::new("loop", "xfs");
+    site.ok(&["volume", "create", "f", "--size", "1Gi", "--fs", "ext4"]);
+    let path = site.path("mounted");
+    site.ok(&["volume", "mount", "f", &path.display().to_string()]);
+    let volume = Volume { site: &site, name: "f", path };
+    volume.modify(&["maxWriteBps=5Mi"]);
+    let file = volume.path.display().to_string();
+    let writers = Workloads::start(move |n| {
+        format!("if=/dev/zero of={file}/{n} bs=64k count=640 conv=fsync")
+    });
+    // Until the kernel writes what it has cached.
+    std::thread::sleep(Duration::from_secs(2));
+    volume.holds(WRITTEN, 5.0 * MIB, "cached writes of two pods");
+    // Unmounting writes the rest, which nobody shall wait for.
+    drop(writers);
+    site.ok(&["volume", "unmount", "f"]);
+    assert_eq!(Pods::limits(), "", "a limit outlived its volume");
+    site.ok(&["volume", "rm", "f"]);
+}
