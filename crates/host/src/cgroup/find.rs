@@ -1,24 +1,24 @@
 //! Which cgroup limits are set in.
 
 use super::Group;
-use crate::mounts::{MountEntry, parse_mountinfo};
 use larder_model::{Fault, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Where kubelet has its pods, below a hierarchy's root: systemd and cgroupfs drivers, and with
 /// kubelet in a cgroup of its own (kind).
 const PODS: [&str; 4] =
     ["kubepods.slice", "kubepods", "kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"];
 
-const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// Where hierarchies are mounted, by convention: version 2 here or (beside version 1) in `unified`,
+/// version 1 in `blkio`. The mount table, which is long on a node, is not asked at each use.
+const MOUNTS: &str = "/sys/fs/cgroup";
 
 /// The configured cgroup, or the one of kubelet's pods, or (v1 only) the root.
 pub(super) fn group(configured: Option<&Path>) -> Result<Group> {
-    if let Some(path) = configured {
-        return judge(path);
+    match configured {
+        Some(path) => judge(path),
+        None => found(Path::new(MOUNTS)),
     }
-    let text = std::fs::read(MOUNTINFO).map_err(|e| Fault::io(format!("read {MOUNTINFO}"), e))?;
-    found(&parse_mountinfo(&text).unwrap_or_default())
 }
 
 /// What a configured directory is.
@@ -42,26 +42,26 @@ fn judge(path: &Path) -> Result<Group> {
     Ok(Group::V2(path.to_owned()))
 }
 
-fn found(table: &[MountEntry]) -> Result<Group> {
-    let v2 = table.iter().filter(|m| m.fs_type == "cgroup2");
-    let v2: Vec<&PathBuf> = v2.map(|m| &m.target).filter(|root| has_io(root)).collect();
-    let blkio = |m: &&MountEntry| {
-        m.fs_type == "cgroup" && m.super_options.iter().any(|option| option == "blkio")
-    };
-    let v1: Vec<&PathBuf> = table.iter().filter(blkio).map(|m| &m.target).collect();
-    for root in v2.iter().chain(&v1) {
+fn found(mounts: &Path) -> Result<Group> {
+    let mut v2 = vec![mounts.to_owned(), mounts.join("unified")];
+    v2.retain(|root| has_io(root));
+    let v1 = mounts.join("blkio");
+    for root in v2.iter().chain([&v1]) {
         for pods in PODS {
             if let Ok(group) = judge(&root.join(pods)) {
                 return Ok(group);
             }
         }
     }
-    if let Some(root) = v1.first() {
-        return judge(root);
+    if let Ok(root) = judge(&v1) {
+        return Ok(root);
     }
     if v2.is_empty() {
-        return Err(Fault::precondition("find a cgroup: no hierarchy with io or blkio is mounted")
-            .hint("mount /sys/fs/cgroup, or set cgroup in the configuration"));
+        return Err(Fault::precondition(format!(
+            "find a cgroup: none with io or blkio is in {}",
+            mounts.display()
+        ))
+        .hint("mount it there, or set cgroup in the configuration"));
     }
     Err(Fault::precondition(format!(
         "find the cgroup of the pods: there is none of {}, and the root of version 2 has no io.max",
@@ -83,11 +83,6 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn entry(target: &Path, fs_type: &str, options: &str) -> MountEntry {
-        let line = format!("36 35 0:9 / {} rw - {fs_type} cgroup rw,{options}", target.display());
-        parse_mountinfo(line.as_bytes()).unwrap().pop().unwrap()
-    }
-
     /// Looks like cgroups: what is looked at is names of files.
     fn v2(root: &Path, name: &str) {
         fs::create_dir_all(root.join(name)).unwrap();
@@ -105,19 +100,19 @@ mod tests {
     fn the_pods_cgroup_is_found_in_either_version() {
         let dir = tempfile::tempdir().unwrap();
         let (two, one) = (dir.path().join("unified"), dir.path().join("blkio"));
+        let table = dir.path();
         v2(&two, "");
         v1(&one, "");
-        let table = [entry(&two, "cgroup2", "x"), entry(&one, "cgroup", "blkio")];
-        assert_eq!(found(&table).unwrap(), Group::V1(one.clone()));
+        assert_eq!(found(table).unwrap(), Group::V1(one.clone()));
         v1(&one, "kubepods");
-        assert_eq!(found(&table).unwrap(), Group::V1(one.join("kubepods")));
+        assert_eq!(found(table).unwrap(), Group::V1(one.join("kubepods")));
         v2(&two, "kubelet/kubepods");
-        assert_eq!(found(&table).unwrap(), Group::V2(two.join("kubelet/kubepods")));
+        assert_eq!(found(table).unwrap(), Group::V2(two.join("kubelet/kubepods")));
         v2(&two, "kubepods.slice");
-        assert_eq!(found(&table).unwrap(), Group::V2(two.join("kubepods.slice")));
+        assert_eq!(found(table).unwrap(), Group::V2(two.join("kubepods.slice")));
         // A hybrid machine's version 2 without io holds no limits.
         fs::write(two.join("cgroup.controllers"), "pids\n").unwrap();
-        assert_eq!(found(&table).unwrap(), Group::V1(one.join("kubepods")));
+        assert_eq!(found(table).unwrap(), Group::V1(one.join("kubepods")));
     }
 
     #[test]
@@ -126,10 +121,10 @@ mod tests {
         v2(dir.path(), "");
         let root = judge(dir.path()).unwrap_err().to_string();
         assert!(root.contains("no io.max") && root.contains("set cgroup"), "{root}");
-        let bare = found(&[entry(dir.path(), "cgroup2", "x")]).unwrap_err().to_string();
+        let bare = found(dir.path()).unwrap_err().to_string();
         assert!(bare.contains("kubepods.slice") && bare.contains("set cgroup"), "{bare}");
-        let none = found(&[]).unwrap_err().to_string();
-        assert!(none.contains("no hierarchy"), "{none}");
+        let none = found(&dir.path().join("not")).unwrap_err().to_string();
+        assert!(none.contains("none with io"), "{none}");
         let folder = judge(&dir.path().join("not")).unwrap_err().to_string();
         assert!(folder.contains("no cgroup"), "{folder}");
     }
