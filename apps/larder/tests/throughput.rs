@@ -6,6 +6,7 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     fs,
@@ -50,7 +51,8 @@ impl Workloads {
         let one = |n: u32| {
             let pod = if n % 2 == 0 { "pod-a" } else { "pod-b" };
             let script = format!(
-                "echo $BASHPID > {PODS}/{pod}/cgroup.procs; exec dd status=none {}",
+                "echo $BASHPID > {PODS}/{pod}/cgroup.procs; \
+                 trap 'kill $!; exit' TERM; while :; do dd status=none {} & wait $!; done",
                 arguments(n)
             );
             shell(&script).spawn().unwrap()
@@ -65,7 +67,7 @@ impl Workloads {
 impl Drop for Workloads {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            let _ = child.kill();
+            let _ = kill_process(Pid::from_child(child), Signal::TERM);
         }
         for child in &mut self.0 {
             let _ = child.wait();
@@ -130,12 +132,15 @@ impl Volume<'_> {
 
 fn writing(path: &Path) -> impl Fn(u32) -> String {
     let path = path.display().to_string();
-    move |n| format!("if=/dev/zero of={path} bs=64k seek={} oflag=direct conv=notrunc", n * 3000)
+    move |n| {
+        let seek = n * 1000;
+        format!("if=/dev/zero of={path} bs=16k count=1000 seek={seek} oflag=direct conv=notrunc")
+    }
 }
 
 fn reading(path: &Path, block: &'static str) -> impl Fn(u32) -> String {
     let path = path.display().to_string();
-    move |n| format!("if={path} of=/dev/null bs={block} skip={} iflag=direct", n * 100)
+    move |n| format!("if={path} of=/dev/null bs={block} skip={} iflag=direct", n * 1000)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,21 +149,25 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
     let site = Site::new("loop", "xfs");
     let mut server = site.server();
     assert!(server.ready().await);
-    site.ok(&["volume", "create", "v", "--size", "1Gi", "--block", "--param", "maxWriteBps=5Mi"]);
+    site.ok(&["volume", "create", "v", "--size", "64Mi", "--block", "--param", "maxWriteBps=1Mi"]);
     let path = site.path("device");
     let at = path.display().to_string();
     site.ok(&["volume", "mount", "v", &at, "--block"]);
     let volume = Volume { site: &site, name: "v", path };
     assert_eq!(volume.limits()["state"], "held");
     assert_eq!(volume.limits()["cgroup"], PODS);
+    // From outside of the pods, so that the image has its blocks: what is measured is the limit, which
+    // must be the slowest part also of an emulated machine.
+    let fill = format!("dd if=/dev/zero of={at} bs=1M count=64 oflag=direct status=none");
+    assert!(shell(&fill).status().unwrap().success());
 
     let writers = Workloads::start(writing(&volume.path));
-    volume.holds(WRITTEN, 5.0 * MIB, "writes of two pods");
-    volume.modify(&["maxWriteBps=10Mi"]);
-    volume.holds(WRITTEN, 10.0 * MIB, "changed while in use");
+    volume.holds(WRITTEN, MIB, "writes of two pods");
+    volume.modify(&["maxWriteBps=2Mi"]);
+    volume.holds(WRITTEN, 2.0 * MIB, "changed while in use");
     server.kill();
     // The kernel holds it, not Larder.
-    assert!(Pods::limits().contains("wbps=10485760"), "{}", Pods::limits());
+    assert!(Pods::limits().contains("wbps=2097152"), "{}", Pods::limits());
     // Whatever somebody did meanwhile, the next start makes good.
     let device = Pods::limits().split(' ').next().unwrap().to_owned();
     fs::write(format!("{PODS}/io.max"), format!("{device} wbps=max")).unwrap();
@@ -166,23 +175,23 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
     let mut server = site.server();
     assert!(server.ready().await);
     std::thread::sleep(Duration::from_millis(1500));
-    volume.holds(WRITTEN, 10.0 * MIB, "after kill -9 and a start");
+    volume.holds(WRITTEN, 2.0 * MIB, "after kill -9 and a start");
     volume.modify(&["maxWriteBps=0"]);
     assert_eq!(Pods::limits(), "");
     let free = volume.rate(WRITTEN);
     println!("without limits: {:.2} MiB/s", free / MIB);
-    assert!(free > 12.0 * MIB, "{:.2} MiB/s: too slow a machine to tell", free / MIB);
-    volume.modify(&["maxWriteIops=100"]);
-    volume.holds(WRITES, 100.0, "write operations");
+    assert!(free > 2.5 * MIB, "{:.2} MiB/s: too slow a machine to tell", free / MIB);
+    volume.modify(&["maxWriteIops=40"]);
+    volume.holds(WRITES, 40.0, "write operations");
     drop(writers);
 
-    volume.modify(&["maxWriteIops=0", "maxReadBps=5M"]);
-    let readers = Workloads::start(reading(&volume.path, "32k"));
-    volume.holds(READ, 5_000_000.0, "reads of two pods");
+    volume.modify(&["maxWriteIops=0", "maxReadBps=1M"]);
+    let readers = Workloads::start(reading(&volume.path, "16k"));
+    volume.holds(READ, 1_000_000.0, "reads of two pods");
     drop(readers);
-    volume.modify(&["maxReadBps=0", "maxReadIops=150"]);
+    volume.modify(&["maxReadBps=0", "maxReadIops=50"]);
     let readers = Workloads::start(reading(&volume.path, "4k"));
-    volume.holds(READS, 150.0, "read operations");
+    volume.holds(READS, 50.0, "read operations");
     drop(readers);
 
     site.ok(&["volume", "unmount", "v"]);
@@ -196,18 +205,18 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
 async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
     let _pods = Pods::new();
     let site = Site::new("loop", "xfs");
-    site.ok(&["volume", "create", "f", "--size", "1Gi", "--fs", "ext4"]);
+    site.ok(&["volume", "create", "f", "--size", "128Mi", "--fs", "ext4"]);
     let path = site.path("mounted");
     site.ok(&["volume", "mount", "f", &path.display().to_string()]);
     let volume = Volume { site: &site, name: "f", path };
-    volume.modify(&["maxWriteBps=5Mi"]);
+    volume.modify(&["maxWriteBps=1Mi"]);
     let file = volume.path.display().to_string();
     let writers = Workloads::start(move |n| {
-        format!("if=/dev/zero of={file}/{n} bs=64k count=640 conv=fsync")
+        format!("if=/dev/zero of={file}/{n} bs=16k count=1000 conv=fsync")
     });
     // Until the kernel writes what it has cached.
     std::thread::sleep(Duration::from_secs(2));
-    volume.holds(WRITTEN, 5.0 * MIB, "cached writes of two pods");
+    volume.holds(WRITTEN, MIB, "cached writes of two pods");
     // Unmounting writes the rest, which nobody shall wait for.
     drop(writers);
     site.ok(&["volume", "unmount", "f"]);
