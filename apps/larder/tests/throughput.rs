@@ -113,7 +113,7 @@ impl Volume<'_> {
     fn rate(&self, what: usize) -> f64 {
         let device = self.limits()["device"].as_str().unwrap().to_owned();
         let (before, began) = (self.done(&device)[what], Instant::now());
-        std::thread::sleep(Duration::from_secs(4));
+        std::thread::sleep(Duration::from_secs(6));
         let (after, took) = (self.done(&device)[what], began.elapsed());
         (after - before) / took.as_secs_f64()
     }
@@ -133,14 +133,14 @@ impl Volume<'_> {
 fn writing(path: &Path) -> impl Fn(u32) -> String {
     let path = path.display().to_string();
     move |n| {
-        let seek = n * 1000;
-        format!("if=/dev/zero of={path} bs=16k count=1000 seek={seek} oflag=direct conv=notrunc")
+        let seek = n * 250;
+        format!("if=/dev/zero of={path} bs=64k count=250 seek={seek} oflag=direct conv=notrunc")
     }
 }
 
 fn reading(path: &Path, block: &'static str) -> impl Fn(u32) -> String {
     let path = path.display().to_string();
-    move |n| format!("if={path} of=/dev/null bs={block} skip={} iflag=direct", n * 1000)
+    move |n| format!("if={path} of=/dev/null bs={block} skip={} iflag=direct", n * 100)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +186,7 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
     drop(writers);
 
     volume.modify(&["maxWriteIops=0", "maxReadBps=1M"]);
-    let readers = Workloads::start(reading(&volume.path, "16k"));
+    let readers = Workloads::start(reading(&volume.path, "64k"));
     volume.holds(READ, 1_000_000.0, "reads of two pods");
     drop(readers);
     volume.modify(&["maxReadBps=0", "maxReadIops=50"]);
@@ -212,7 +212,7 @@ async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
     volume.modify(&["maxWriteBps=1Mi"]);
     let file = volume.path.display().to_string();
     let writers = Workloads::start(move |n| {
-        format!("if=/dev/zero of={file}/{n} bs=16k count=1000 conv=fsync")
+        format!("if=/dev/zero of={file}/{n} bs=64k count=250 conv=fsync")
     });
     // Until the kernel writes what it has cached.
     std::thread::sleep(Duration::from_secs(2));
