@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 #![allow(clippy::disallowed_methods, reason = "it measures for a while")]
+#![allow(clippy::print_stdout, reason = "what was measured is worth reading")]
 
 mod support;
 
@@ -49,7 +50,7 @@ impl Workloads {
     /// `dd`, two in each pod.
     fn start(arguments: impl Fn(u32) -> String) -> Self {
         let one = |n: u32| {
-            let pod = if n % 2 == 0 { "pod-a" } else { "pod-b" };
+            let pod = if n.is_multiple_of(2) { "pod-a" } else { "pod-b" };
             let script = format!(
                 "echo $BASHPID > {PODS}/{pod}/cgroup.procs; \
                  trap 'kill $!; exit' TERM; while :; do dd status=none {} & wait $!; done",
@@ -119,7 +120,7 @@ impl Volume<'_> {
     }
     fn holds(&self, what: usize, asked: f64, when: &str) {
         let rate = self.rate(what);
-        let (unit, words) = if what % 2 == 0 { (1.0, "/s") } else { (MIB, " MiB/s") };
+        let (unit, words) = if what.is_multiple_of(2) { (1.0, "/s") } else { (MIB, " MiB/s") };
         println!("{when}: {:.2}{words} of {:.2} asked", rate / unit, asked / unit);
         assert!(
             (rate / asked - 1.0).abs() <= 0.1,
