@@ -119,8 +119,12 @@ fn a_lock_is_held_by_one_and_tells_by_whom() {
     let (_dir, dir) = tempdir();
     let path = dir.join("lock");
     let held = FileLock::try_exclusive(&path).unwrap().unwrap();
-    let me =
-        Holder { pid: std::process::id(), endpoint: Some("unix:///x".into()), what: "t".into() };
+    let me = Holder {
+        pid: std::process::id(),
+        endpoint: Some("unix:///x".into()),
+        what: "t".into(),
+        mount_namespace: None,
+    };
     held.announce(&me).unwrap();
     assert_eq!(lock::holder(&path), Some(me));
     assert!(FileLock::try_exclusive(&path).unwrap().is_none());
