@@ -4,8 +4,10 @@ use crate::{
     endpoint::Endpoint,
     layers::{Request, Response},
 };
+use http_body_util::BodyExt as _;
 use larder_model::Fault;
 use larder_proto::{csi, larder};
+use tonic::{Code, Status, body::Body};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 /// A call that got no answer: the connection failed.
@@ -66,9 +68,15 @@ impl Client {
         let channel = tonic::transport::Endpoint::try_from(endpoint.to_string())
             .map_err(|e| Fault::invalid(format!("use endpoint {endpoint}")).because(e))?
             .connect_lazy();
-        let endpoint = endpoint.clone();
-        let lost = move |error| TransportError::new(lost(&endpoint, error));
-        Ok(Self(BoxCloneSyncService::new(channel.map_err(lost))))
+        let (call, answer) = (endpoint.clone(), endpoint.clone());
+        let lost = move |error| TransportError::new(lost(&call, error));
+        // What the driver itself says stands in the headers and trailers: a body that fails is the
+        // connection.
+        let whole = move |response: Response| {
+            let endpoint = answer.clone();
+            response.map(|body| Body::new(body.map_err(move |status| broken(&endpoint, status))))
+        };
+        Ok(Self(BoxCloneSyncService::new(channel.map_err(lost).map_response(whole))))
     }
 
     /// The Identity service.
@@ -105,8 +113,7 @@ impl Client {
 
 /// What a caller is told when a call got no answer. UNAVAILABLE where tonic knows no code, because
 /// the call may have had its effect and may be repeated; UNKNOWN would be final to callers.
-fn lost(endpoint: &Endpoint, error: tonic::transport::Error) -> tonic::Status {
-    use tonic::{Code, Status};
+fn lost(endpoint: &Endpoint, error: tonic::transport::Error) -> Status {
     let mut why = error.to_string();
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
     while let Some(error) = cause {
@@ -122,13 +129,26 @@ fn lost(endpoint: &Endpoint, error: tonic::transport::Error) -> tonic::Status {
             "wait for the driver at {endpoint}: the deadline has passed (hint: the work goes on; \
              repeat the same call to get its result)"
         )),
-        _ => Status::unavailable(format!(
-            "call the driver at {endpoint}: {why} (hint: see whether it runs, and repeat the call)"
-        )),
+        _ => unavailable(endpoint, &why),
     }
 }
 
+/// The same of an answer that came in part. tonic knows no code for most of that, and UNKNOWN would
+/// be final to callers.
+fn broken(endpoint: &Endpoint, status: Status) -> Status {
+    match status.code() {
+        Code::Unknown | Code::Internal | Code::Cancelled => unavailable(endpoint, status.message()),
+        _ => status,
+    }
+}
+
+fn unavailable(endpoint: &Endpoint, why: &str) -> Status {
+    Status::unavailable(format!(
+        "call the driver at {endpoint}: {why} (hint: see whether it runs, and repeat the call)"
+    ))
+}
+
 /// A status from a driver as a fault, for callers that show it to people.
-pub fn fault(status: &tonic::Status) -> Fault {
+pub fn fault(status: &Status) -> Fault {
     Fault::new(crate::status::kind(status.code()), status.message())
 }

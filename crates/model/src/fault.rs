@@ -146,7 +146,13 @@ impl Fault {
             _ => Kind::Internal,
         };
         let shortage = (error.kind() == E::StorageFull).then_some(Shortage { needs: None });
-        Self { shortage, ..Self::new(kind, what).because(error) }
+        let hint = match error.kind() {
+            E::StorageFull => Some("make room on that file system: space (df) or inodes (df -i)"),
+            E::QuotaExceeded => Some("raise the quota, or delete what is not needed"),
+            _ => None,
+        };
+        let hint = hint.map(str::to_owned);
+        Self { shortage, hint, ..Self::new(kind, what).because(error) }
     }
 
     /// Says what to do about it (shown in brackets after the text).

@@ -111,6 +111,24 @@ impl WriteLog {
         self.entries.iter().enumerate().filter_map(flush).collect()
     }
 
+    /// What the first `entries` entries wrote at byte `from` of the disk and behind it, one write
+    /// after the other: a part of the disk where somebody only ever appends, so that this is what
+    /// stood there at that moment.
+    ///
+    /// # Errors
+    /// Reading the log failed.
+    pub fn appended(&self, from: u64, entries: usize) -> Result<Vec<u8>> {
+        let log = File::open(&self.path)?;
+        let mut bytes = Vec::new();
+        let history = self.entries.iter().take(entries);
+        for entry in history.filter(|entry| entry.at >= from && entry.flags & DISCARD == 0) {
+            let start = bytes.len();
+            bytes.resize(start + usize::try_from(entry.length)?, 0);
+            log.read_exact_at(&mut bytes[start..], entry.data)?;
+        }
+        Ok(bytes)
+    }
+
     /// The disk after a cut behind the first `entries` entries (at most [`Self::len`]).
     /// Of the writes since the last flush nothing survives, or what the seed picks.
     #[must_use]
@@ -264,6 +282,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = log_of(dir.path(), &[(0, 1, 0), (0, 0, DISCARD), (0, 0, FLUSH)]);
         assert_eq!(after(dir.path(), &log.crash_state(3, None)), [0; 4]);
+    }
+
+    #[test]
+    fn what_was_appended_is_told_for_every_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log_of(dir.path(), &[(2, 1, 0), (0, 9, 0), (3, 2, FUA), (0, 0, FLUSH)]);
+        assert_eq!(log.appended(2 * SECTOR, 0).unwrap(), [0; 0]);
+        assert_eq!(log.appended(2 * SECTOR, 2).unwrap(), [1; 512]);
+        assert_eq!(log.appended(2 * SECTOR, 4).unwrap(), [[1; 512], [2; 512]].concat());
     }
 
     #[test]

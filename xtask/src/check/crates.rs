@@ -35,6 +35,7 @@ const RULES: &[Rule] = &[
     Rule { name: "larder-backend-*", ours: &["larder-model", "larder-host", "larder-pool"], never: &["tonic", "kube"] },
     Rule { name: "larder",         ours: &["larder-model", "larder-host", "larder-proto", "larder-pool", "larder-volumes", "larder-csi", "larder-controllers", "larder-backend-*"], never: &[] },
     // Tools and tests may use anything.
+    Rule { name: "larder-lives",        ours: &["larder-csi", "larder-proto"], never: &[] },
     Rule { name: "larder-needs",        ours: &[], never: &[] },
     Rule { name: "larder-bench",        ours: &["larder-proto"], never: &[] },
     Rule { name: "larder-cluster",      ours: &["larder-needs"], never: &[] },

@@ -88,7 +88,8 @@ pub(crate) fn run_suite(suite: Suite, which: &Which) -> Result<ExitCode> {
     let mut sum = Totals::default();
     // Tests that serve it in a machine start the binary that everybody else has.
     larder_needs::ensure(&[Purpose::Build])?;
-    proc::run(proc::cargo().args(["build", "--package", "larder"]))?;
+    let binaries = ["build", "--package", "larder", "--package", "larder-lives"];
+    proc::run(proc::cargo().args(binaries))?;
     let larder = crate::target_dir()?.join("debug/larder");
     if !others.is_empty() {
         larder_needs::ensure(&[Purpose::Vm])?;

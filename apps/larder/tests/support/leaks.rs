@@ -22,7 +22,9 @@ pub(crate) fn find(site: &Path, pool: &Path) -> Vec<String> {
             found.push(format!("loop device {} over {}", info.number, file.display()));
         }
     }
-    for folder in ["volumes", "snapshots", "creating", "deleting", ".larder/scratch"] {
+    for folder in
+        ["volumes", "snapshots", "groups", "trash", "creating", "deleting", ".larder/scratch"]
+    {
         list(&pool.join(folder), &mut found);
     }
     // Of every driver: freezes, node records, and what `volume mount` noted.

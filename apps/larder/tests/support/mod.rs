@@ -34,10 +34,19 @@ impl Site {
         Self::named(DRIVER, backend, fs)
     }
 
+    /// The same, on a file system of that size.
+    pub(crate) fn sized(backend: &'static str, fs: &str, size: larder_model::Bytes) -> Self {
+        Self::made(DRIVER, backend, |folder| Pool::sized(folder, fs, size))
+    }
+
     /// The same, with a driver of that name.
     pub(crate) fn named(driver: &str, backend: &'static str, fs: &str) -> Self {
+        Self::made(driver, backend, |folder| Pool::new(folder, fs))
+    }
+
+    fn made(driver: &str, backend: &'static str, pool: impl FnOnce(&Path) -> Pool) -> Self {
         let dir = tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap();
-        let pool = Pool::new(&dir.path().join("disk"), fs);
+        let pool = pool(&dir.path().join("disk"));
         let disk = std::fs::metadata(pool.path().parent().unwrap()).unwrap().dev();
         let site = Self { pool, backend, driver: driver.to_owned(), dir, disk };
         site.configure(&site.config(), &site.endpoint());

@@ -231,3 +231,25 @@ async fn a_stream_ends_with_its_driver_and_touches_no_storage_afterwards() {
     assert_eq!(end.unwrap_err().code(), Code::Unavailable);
     assert_eq!(rig.backend.calls("extents"), before);
 }
+
+/// As kill -9 does it: the connection breaks while an answer is under way.
+#[test]
+fn an_answer_that_breaks_off_with_its_driver_is_unavailable() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let (server, caller) = (runtime().unwrap(), runtime().unwrap());
+    let rig = server.block_on(written(30));
+    server.block_on(rig.driver.listen(&rig.endpoint())).unwrap();
+    rig.backend.inject("extents", Inject::Sleep(Duration::ZERO));
+    rig.backend.inject("extents", Inject::Sleep(Duration::from_secs(600)));
+    let mut stream = caller.block_on(async {
+        let client = Client::connect(&rig.endpoint()).unwrap();
+        let mut stream = allocated(&client, 0, 1).await.unwrap();
+        stream.message().await.unwrap().unwrap();
+        stream
+    });
+    server.shutdown_background();
+    let lost = caller.block_on(stream.message()).unwrap_err();
+    assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
+    assert!(lost.message().contains("repeat the call"), "{lost:?}");
+}

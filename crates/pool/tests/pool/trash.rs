@@ -2,7 +2,7 @@
 //! is new.
 
 use crate::{
-    full::Filler,
+    filler::Filler,
     support::{
         Bench, Calls, FakeMedium, copied, file_names, settled, sized, snapshot, spec, volume,
     },

@@ -1,7 +1,7 @@
 //! What the trash gives to what finds no room: nothing that would not help, and one thing at a time.
 
 use crate::{
-    full::Filler,
+    filler::Filler,
     support::{Bench, Calls, FakeMedium, copied, file_names, spec, volume},
     trash::{bench, trash},
 };

@@ -154,7 +154,7 @@ impl Executor {
         // Binding is the last step: what failed left at most an empty target and the record.
         record.unpublish(target);
         record.publications.extend(former);
-        let undone = self.remove_target(&work.target).and_then(|()| self.store.save(&record));
+        let undone = self.remove_target(&work.target).and_then(|()| self.store.save_less(&record));
         Err(match undone {
             Ok(()) => fault,
             Err(second) => fault.during(format!("(and could not take it back: {second})")),

@@ -403,6 +403,25 @@ impl Store {
         }
     }
 
+    /// Writes a record that only tells of less than the one there is. On a full disk that one stays:
+    /// the kernel is asked before any of it is believed, and a volume that could not be taken back
+    /// for lack of room would keep its pod for ever.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub(super) fn save_less(&self, record: &Record) -> Result<()> {
+        if self.load(&record.volume)?.as_ref() == Some(record) {
+            return Ok(());
+        }
+        match self.save_or_forget(record) {
+            Err(fault) if fault.kind() == Kind::Exhausted => {
+                tracing::warn!(volume = record.volume, "went on without its record: {fault}");
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
     /// Removes the record of `volume`; an absent one is a success.
     ///
     /// # Errors

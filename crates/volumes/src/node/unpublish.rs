@@ -61,7 +61,7 @@ impl Executor {
                     cx.step("forget the publication")?;
                     let mut record = record.clone();
                     record.unpublish(path);
-                    self.store.save_or_forget(&record)?;
+                    self.store.save_less(&record)?;
                 }
             }
         }

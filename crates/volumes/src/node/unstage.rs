@@ -67,7 +67,8 @@ impl Executor {
                             staged.phase = Phase::Unstaging;
                         }
                         record.publications.clear(); // None of them stands.
-                        self.save(record).await?;
+                        let record = record.clone();
+                        self.blocking(move |this| this.store.save_less(&record)).await?;
                     }
                 }
                 UnstageStep::Unmount => {
