@@ -20,7 +20,7 @@ use crate::{
     machine::Machine,
     network::Network,
     pki::{Pki, User},
-    process,
+    process::{self, Process},
     state::{self, Folders, State},
 };
 
@@ -60,6 +60,10 @@ impl Cluster {
     /// A tool is missing and cannot be installed, or a part did not come up; the message
     /// has the end of its log, and what was started has been ended.
     pub fn up(name: &str, options: &Options) -> Result<Self> {
+        Self::up_for(name, options, None)
+    }
+
+    fn up_for(name: &str, options: &Options, owner: Option<Process>) -> Result<Self> {
         let folders = Folders::of(name)?;
         larder_needs::ensure(&[Purpose::Cluster])?;
         if let Some(why) = unable() {
@@ -78,7 +82,8 @@ impl Cluster {
         if folders.logs.exists() {
             fs::remove_dir_all(&folders.logs)?;
         }
-        let made = Maker { name, options, folders: &folders, binaries: &binaries }.make(&archives);
+        let maker = Maker { name, options, owner, folders: &folders, binaries: &binaries };
+        let made = maker.make(&archives);
         drop(lock);
         match made {
             Ok(state) => Ok(Self { state, folders, throw_away: false }),
@@ -89,12 +94,15 @@ impl Cluster {
         }
     }
 
-    /// Brings up a cluster that is ended when the handle is dropped.
+    /// Brings up a cluster that is ended when the handle is dropped, or, when this process
+    /// is killed, by the next one that wants a throw-away cluster.
     ///
     /// # Errors
     /// As [`Self::up`].
     pub fn throw_away(name: &str, options: &Options) -> Result<Self> {
-        let mut cluster = Self::up(name, options)?;
+        crate::down::end_orphans()?;
+        let owner = Process::of(i32::try_from(std::process::id())?);
+        let mut cluster = Self::up_for(name, options, owner)?;
         cluster.throw_away = true;
         Ok(cluster)
     }
@@ -275,6 +283,7 @@ pub fn unable() -> Option<String> {
 struct Maker<'a> {
     name: &'a str,
     options: &'a Options,
+    owner: Option<Process>,
     folders: &'a Folders,
     binaries: &'a Binaries,
 }
@@ -291,6 +300,7 @@ impl Maker<'_> {
             machines: Vec::new(),
             binaries: self.binaries.dir().into(),
             snapshotter: config::snapshotter(home).into(),
+            owner: self.owner,
             complete: false,
         };
         self.folders.save(&state)?;

@@ -26,6 +26,20 @@ pub fn down(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Ends the throw-away clusters whose owners were killed.
+pub(crate) fn end_orphans() -> Result<()> {
+    for name in crate::names()? {
+        // One that is being ended by somebody else may be gone, or half-read.
+        let state = Folders::of(&name)?.load().ok().flatten();
+        let owner = state.and_then(|state| state.owner);
+        if owner.is_some_and(|owner| !owner.is_alive()) {
+            crate::say(&format!("the owner of {name} was killed; ending it"));
+            down(&name)?;
+        }
+    }
+    Ok(())
+}
+
 /// [`down`], by one who holds the lock.
 pub(crate) fn tear_down(name: &str, folders: &Folders) -> Result<()> {
     let mut mounted = BTreeSet::new();

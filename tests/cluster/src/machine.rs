@@ -189,7 +189,9 @@ impl Machine {
         if self.is_running(service) {
             self.run(["kill", &format!("-{signal}"), pid.trim()])?;
         }
-        let ended = || Ok((!self.is_running(service)).then_some(()));
+        // Gone, not only a zombie: other threads of one may still hold its sockets.
+        let process = self.root().join("proc").join(pid.trim());
+        let ended = || Ok((!process.exists()).then_some(()));
         process::wait_for(Duration::from_secs(30), ended)
             .with_context(|| format!("{service} of {} ignores {signal}", self.name))
     }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{machine::Machine, network::Network};
+use crate::{machine::Machine, network::Network, process::Process};
 
 /// A cluster's file `cluster.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub(crate) struct State {
     pub(crate) binaries: PathBuf,
     /// containerd's way of storing layers.
     pub(crate) snapshotter: String,
+    /// The process whose end makes it useless.
+    #[serde(default)]
+    pub(crate) owner: Option<Process>,
     /// Whether `up` came to its end.
     pub(crate) complete: bool,
 }

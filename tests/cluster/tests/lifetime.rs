@@ -150,25 +150,37 @@ fn nothing_is_left_of_a_cluster_that_was_taken_down_under_running_pods() {
 }
 
 #[test]
-fn a_cluster_whose_maker_was_killed_is_taken_down_or_made_anew() {
+fn a_cluster_whose_maker_was_killed_is_ended_by_the_next_one() {
     if let Ok(name) = std::env::var(MAKE) {
-        Cluster::up(&name, &options()).unwrap();
+        let _cluster = Cluster::throw_away(&name, &options()).unwrap();
+        thread::sleep(Duration::from_secs(1000));
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let name = format!("killed-{}", std::process::id());
-    let own = "a_cluster_whose_maker_was_killed_is_taken_down_or_made_anew";
+    let own = "a_cluster_whose_maker_was_killed_is_ended_by_the_next_one";
     let links = links();
-    for after in [100, 700, 2500, 6000] {
+    // The first time by its name, the last time because it is up and has lost its owner.
+    for after in [Some(100), Some(700), Some(2500), Some(6000), None] {
         let mut maker = Command::new(std::env::current_exe().unwrap());
         maker.args(["--exact", own]).env(MAKE, &name).env_remove(larder_cluster::NAME_VARIABLE);
         let mut maker = maker.spawn().unwrap();
-        thread::sleep(Duration::from_millis(after));
+        let began = Instant::now();
+        let limit = Duration::from_millis(after.unwrap_or(180_000));
+        while began.elapsed() < limit && (after.is_some() || Cluster::find(&name).is_err()) {
+            thread::sleep(Duration::from_millis(20));
+        }
         maker.kill().unwrap();
         maker.wait().unwrap();
-        larder_cluster::down(&name).unwrap();
-        assert_eq!(traces(&name, &links), Vec::<String>::new(), "killed after {after} ms");
+        if after.is_some() {
+            larder_cluster::down(&name).unwrap();
+        } else {
+            assert!(Cluster::find(&name).is_ok(), "it outlives its maker");
+            let next = format!("next-{}", std::process::id());
+            Cluster::throw_away(&next, &options()).unwrap().down().unwrap();
+        }
+        assert_eq!(traces(&name, &links), Vec::<String>::new(), "killed after {after:?} ms");
+        assert!(Cluster::find(&name).is_err());
     }
     larder_cluster::down(&name).unwrap();
-    assert!(Cluster::find(&name).is_err());
 }
