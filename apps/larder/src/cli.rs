@@ -1,6 +1,6 @@
 //! The command line: what there is, and its help.
 
-use crate::{config::ServeFlags, output::Format};
+use crate::{config::ServeFlags, controllers::ControllersFlags, output::Format};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use larder_csi::Endpoint;
 use larder_model::{Bytes, FsType, Period};
@@ -27,6 +27,11 @@ busy, try again; 8 doctor found something, or adopt left something out; 64 wrong
 pub(crate) enum Command {
     /// Serve CSI drivers until told to stop.
     Serve(ServeFlags),
+    /// Run the Kubernetes controllers for any CSI driver behind a socket: its volumes are made for
+    /// claims, and deleted after them.
+    ///
+    /// Takes the place of external-provisioner; takes its flags.
+    Controllers(Box<ControllersFlags>),
     /// Create, mount, grow and delete volumes.
     #[command(subcommand, visible_alias = "vol")]
     Volume(Volume),

@@ -7,6 +7,7 @@
 //! | [`backends`] | the list of backends |
 //! | [`wiring`] | puts a driver together |
 //! | [`serve`], [`http`], [`logging`] | the serving process |
+//! | [`controllers`] | the Kubernetes controllers for a driver behind a socket |
 //! | [`session`], [`commands`], [`output`], [`exit`] | everything else: a driver's CSI services, called by hand |
 //! | [`doctor`] | finds what is left over, lost or about to go wrong |
 //! | [`demo`] | what Larder does, in seconds |
@@ -15,6 +16,7 @@ mod backends;
 mod cli;
 mod commands;
 mod config;
+mod controllers;
 mod demo;
 mod doctor;
 mod exit;
@@ -69,17 +71,20 @@ fn run(command: Command) -> Result<()> {
         _ => {}
     }
     let runtime = match &command {
-        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        Command::Serve(_) | Command::Controllers(_) => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()
+        }
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
     };
     let runtime = runtime.context("failed to start the runtime")?;
-    if !matches!(command, Command::Serve(_)) {
+    if !matches!(command, Command::Serve(_) | Command::Controllers(_)) {
         let level = std::env::var("LARDER_LOG").unwrap_or_else(|_| "error".to_owned());
         logging::start(logging::LogFormat::Text, &level)?;
     }
     let result = runtime.block_on(async {
         match command {
             Command::Serve(flags) => Box::pin(serve::run(flags)).await,
+            Command::Controllers(flags) => Box::pin(controllers::run(*flags)).await,
             Command::Volume(command) => Box::pin(commands::volume::run(command)).await,
             Command::Snapshot(command) => Box::pin(commands::snapshot::run(command)).await,
             Command::Trash(command) => Box::pin(commands::trash::run(command)).await,

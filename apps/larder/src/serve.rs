@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! settings checked ─▶ http ─▶ sockets (Probe: not ready) ─▶ drivers started ─▶ ready
+//!   (with `kubernetes:` the controllers of each driver begin once it is ready, and end first)
 //!   SIGTERM, SIGINT ─▶ not ready ─▶ no new calls ─▶ running calls end ─▶ pools let go ─▶ exit 0
 //!     a driver cannot be served ─▶ the same, and the exit status of that fault
 //!                  a second signal ─▶ exit at once
@@ -10,6 +11,7 @@
 
 use crate::{
     config::{self, ServeFlags, Settings},
+    controllers,
     exit::WrongConfig,
     http, logging, output,
     wiring::Common,
@@ -47,6 +49,11 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
         settings.drivers.iter().map(|d| common.driver(&settings, d)).collect::<Result<Vec<_>, _>>();
     let drivers = drivers.map_err(|fault| WrongConfig(fault.to_string()))?;
 
+    let controllers = match &settings.kubernetes {
+        None => None,
+        Some(of) => Some((controllers::start(&settings, of, &mut registry).await?, of.clone())),
+    };
+
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
@@ -58,13 +65,26 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
         tasks.spawn(serving);
     }
     let failed = Arc::new(OnceLock::new());
+    // Ends before the drivers: what it waits for is their answers.
+    let controlling = TaskTracker::new();
     for (driver, of) in drivers.iter().zip(&settings.drivers) {
         let (driver, of, kubelet) = (driver.clone(), of.clone(), settings.kubelet_dir.clone());
         let (stop, failed) = (stop.clone(), failed.clone());
+        let controls = controllers.clone().map(|(controllers, kubernetes)| {
+            (controllers, controllers::of_driver(&settings, &kubernetes, &of), controlling.clone())
+        });
         tasks.spawn(async move {
             let serving = async {
                 driver.listen(&of.endpoint).await?;
                 start(&driver).await;
+                if let Some((controllers, options, controlling)) = controls {
+                    let (client, stop, name) = (driver.client(), stop.clone(), of.name.clone());
+                    controlling.spawn(async move {
+                        if let Err(fault) = controllers.serve(client, options, stop).await {
+                            tracing::error!(driver = %name, "failed to {fault}");
+                        }
+                    });
+                }
                 if of.register {
                     driver.register(&kubelet.join("plugins_registry"), &of.endpoint).await?;
                 }
@@ -83,6 +103,12 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
         });
     }
     stop.cancelled().await;
+    controlling.close();
+    let grace = Duration::from_secs(settings.shutdown_grace_seconds);
+    let _ = tokio::time::timeout(grace / 2, controlling.wait()).await;
+    if let Some((controllers, _)) = &controllers {
+        controllers.end().await;
+    }
     shut_down(&settings, drivers).await;
     tasks.close();
     let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
@@ -133,7 +159,7 @@ async fn shut_down(settings: &Settings, drivers: Vec<Driver>) {
 
 /// SIGTERM and SIGINT stop, a second one at once; SIGHUP switches debug logs on and off.
 #[allow(clippy::disallowed_methods, reason = "it has no end that shutdown could wait for")]
-fn watch_signals(stop: CancellationToken) -> Result<()> {
+pub(crate) fn watch_signals(stop: CancellationToken) -> Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;

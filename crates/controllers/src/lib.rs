@@ -26,5 +26,9 @@ pub mod driver;
 pub mod events;
 pub mod lease;
 pub mod modes;
+pub mod provision;
 pub mod queue;
+mod run;
 pub mod secrets;
+
+pub use run::{Capacity, Controllers, Leases, Options};

@@ -26,6 +26,21 @@ pub(crate) struct File {
     pub(crate) shutdown_grace_seconds: Option<u64>,
     #[serde(default)]
     pub(crate) drivers: Vec<Driver>,
+    #[serde(default)]
+    pub(crate) kubernetes: Option<Kubernetes>,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Kubernetes {
+    /// A kubeconfig; None: `$KUBECONFIG`, or the pod's ServiceAccount.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Namespace of leases and capacity objects; None: the pod's.
+    pub(crate) namespace: Option<String>,
+    /// The scheduler is told how much room there is.
+    pub(crate) capacity: bool,
+    /// Drivers are told the names of claim and volume.
+    pub(crate) extra_create_metadata: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -18,6 +18,7 @@ mod check;
 mod file;
 
 pub(crate) use check::check;
+pub(crate) use file::Kubernetes;
 
 use crate::logging::LogFormat;
 use clap::{Args, ValueHint};
@@ -57,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) shutdown_grace_seconds: u64,
     /// The drivers.
     pub(crate) drivers: Vec<DriverSettings>,
+    /// The controllers for our drivers; None: they run elsewhere.
+    pub(crate) kubernetes: Option<Kubernetes>,
 }
 
 /// Logs.
@@ -245,5 +248,6 @@ pub(crate) fn settings(file: file::File) -> Result<Settings> {
             level: file.log.level.unwrap_or_else(|| "info".to_owned()),
         },
         shutdown_grace_seconds: file.shutdown_grace_seconds.unwrap_or(25),
+        kubernetes: file.kubernetes,
     })
 }

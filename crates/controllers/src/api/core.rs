@@ -305,6 +305,15 @@ pub struct Pod {
 }
 object!(Pod, "" / "v1", "Pod", "pods", true);
 
+/// ReplicaSet, of which only the owner matters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ReplicaSet {
+    /// Its metadata.
+    pub metadata: Meta,
+}
+object!(ReplicaSet, "apps" / "v1", "ReplicaSet", "replicasets", true);
+
 /// Secret. Read live and never kept.
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]

@@ -24,7 +24,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// What the controllers of a process know of the cluster.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    /// Claims for our drivers. Indexes: `uid`, `volume` (name of the PersistentVolume), `namespace`.
+    /// Claims for our drivers. Indexes: `uid`, `volume` (name of the PersistentVolume), `source`
+    /// (`NAMESPACE/NAME` of the claim that it is a copy of).
     pub claims: Store<Claim>,
     /// Volumes of our drivers. Indexes: `handle` (`DRIVER^HANDLE`), `claim` (`NAMESPACE/NAME`).
     pub volumes: Store<Volume>,
@@ -68,7 +69,15 @@ impl Cache {
             claims: Store::new(&[
                 ("uid", |c: &Claim| vec![c.metadata.uid.clone()]),
                 ("volume", |c| vec![c.spec.volume_name.clone()]),
-                ("namespace", |c| vec![c.metadata.namespace.clone()]),
+                ("source", |c| {
+                    let source = c.spec.data_source.as_ref().or(c.spec.data_source_ref.as_ref());
+                    let source = source.filter(|s| s.kind == Claim::PLACE.kind);
+                    let key = source.map(|s| {
+                        let other = s.namespace.as_ref().filter(|n| !n.is_empty());
+                        Key::new(other.unwrap_or(&c.metadata.namespace), &s.name).to_string()
+                    });
+                    key.into_iter().collect()
+                }),
             ]),
             volumes: Store::new(&[
                 ("handle", |v: &Volume| {

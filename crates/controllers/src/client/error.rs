@@ -58,9 +58,10 @@ impl ApiError {
     pub fn is_conflict(&self) -> bool {
         self.code == 409 && !self.is_already_exists() || self.is_failed_test()
     }
-    /// A JSON patch whose `test` failed.
+    /// A JSON patch whose `test` failed: the server says no more than this. An object that is not
+    /// acceptable is named.
     fn is_failed_test(&self) -> bool {
-        self.code == 422 && self.message.contains("test")
+        self.code == 422 && self.message.starts_with("the server rejected our request")
     }
     /// RBAC does not grant it.
     pub fn is_forbidden(&self) -> bool {
@@ -125,11 +126,31 @@ mod tests {
     use crate::api::{Attachment, Object};
 
     #[test]
+    fn a_failed_test_of_a_patch_is_a_conflict_and_an_unacceptable_object_is_not() {
+        let error = |message: &str| error(422, "Invalid", message);
+        let failed = error("the server rejected our request due to an error in our request");
+        assert!(failed.is_conflict() && !failed.is_invalid());
+        let invalid = error("PersistentVolume \"a\" is invalid: spec.capacity: Required value");
+        assert!(invalid.is_invalid() && !invalid.is_conflict());
+    }
+
+    #[test]
     fn a_missing_rule_is_named() {
-        let error = ApiError {
-            code: 403,
-            reason: "Forbidden".to_owned(),
-            message: "User \"x\" cannot patch resource".to_owned(),
+        let text =
+            Fault::from(error(403, "Forbidden", "User \"x\" cannot patch resource")).to_string();
+        assert_eq!(
+            text,
+            "patch volumeattachments/status a: User \"x\" cannot patch resource (hint: grant the \
+             ServiceAccount {apiGroups: [\"storage.k8s.io\"], resources: \
+             [volumeattachments/status], verbs: [patch]})"
+        );
+    }
+
+    fn error(code: u16, reason: &str, message: &str) -> ApiError {
+        ApiError {
+            code,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
             retry_after: None,
             asked: Box::new(Asked {
                 verb: "patch",
@@ -137,13 +158,6 @@ mod tests {
                 subresource: "status",
                 key: Key::cluster("a"),
             }),
-        };
-        let text = Fault::from(error).to_string();
-        assert_eq!(
-            text,
-            "patch volumeattachments/status a: User \"x\" cannot patch resource (hint: grant the \
-             ServiceAccount {apiGroups: [\"storage.k8s.io\"], resources: \
-             [volumeattachments/status], verbs: [patch]})"
-        );
+        }
     }
 }

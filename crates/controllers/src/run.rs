@@ -1,0 +1,320 @@
+//! The controllers of a process: what its drivers share, and the loops of each.
+//!
+//! ```text
+//! Controllers::start ── serve(driver) ─▶ met ─▶ watches that it needs ─▶ leader? ─▶ loops
+//!                                                                  ▲                 │
+//!                                                                  └── lease lost ◀──┘
+//! ```
+
+use crate::{
+    api::{Key, Object, Owner, Pod, Reference, ReplicaSet},
+    cache::{Cache, Ours, Watched},
+    client::{Access, Kube, Priority},
+    driver::{CallMetrics, Driver},
+    events::Events,
+    lease::{self, Candidate, Election, Standing},
+    provision::{self, Local, Provisioner},
+    queue::QueueMetrics,
+};
+use larder_csi::Client;
+use larder_model::{Fault, Result};
+use larder_proto::csi;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How leaders are elected.
+#[derive(Debug, Clone)]
+pub struct Leases {
+    /// Where the Leases are.
+    pub namespace: String,
+    /// `--leader-election-lease-duration`
+    pub duration: Duration,
+    /// `--leader-election-renew-deadline`
+    pub deadline: Duration,
+    /// `--leader-election-retry-period`
+    pub period: Duration,
+    /// `--leader-election-labels`
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Leases {
+    /// In that namespace, with the times of the Go sidecars.
+    pub fn new(namespace: &str) -> Self {
+        let Election { duration, deadline, period, .. } = Election::new(Vec::new(), namespace, "");
+        let (namespace, labels) = (namespace.to_owned(), BTreeMap::new());
+        Self { namespace, duration, deadline, period, labels }
+    }
+}
+
+/// How the room of a driver is told of.
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    /// Where the objects are: the namespace of the pod.
+    pub namespace: String,
+    /// The pod, where its owner is to be the owner of the objects; None: they have none.
+    pub pod: Option<String>,
+    /// 0: the pod itself; 1: what manages it (a DaemonSet); 2: what manages that (a Deployment).
+    pub level: u8,
+    /// How often the driver is asked.
+    pub poll: Duration,
+    /// Also for classes that bind at once.
+    pub immediate: bool,
+}
+
+/// How one driver is served.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// None: this process alone does it.
+    pub leases: Option<Leases>,
+    /// Node-local mode: the volumes of that node, and no others. No leader is elected then.
+    pub local_node: Option<String>,
+    /// None: nobody is told how much room there is.
+    pub capacity: Option<Capacity>,
+    /// The provisioner.
+    pub provision: provision::Settings,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LeaseLabels {
+    name: String,
+}
+
+/// What the drivers of a process share.
+#[derive(Debug, Clone)]
+pub struct Controllers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kube: Kube,
+    cache: Cache,
+    ours: Arc<Ours>,
+    started: Mutex<BTreeSet<Watched>>,
+    events: Events,
+    calls: CallMetrics,
+    queues: QueueMetrics,
+    provisioned: provision::Metrics,
+    leads: Family<LeaseLabels, Gauge>,
+    host: String,
+    tasks: TaskTracker,
+    /// Ends the watches and events, once the loops have ended.
+    end: CancellationToken,
+}
+
+impl Controllers {
+    /// For drivers of those names; `host` is what this process is called (the pod).
+    ///
+    /// # Errors
+    /// Where the way to the API server is not known.
+    pub async fn start(
+        access: &Access,
+        drivers: impl IntoIterator<Item = String> + Send,
+        host: &str,
+        registry: &mut Registry,
+    ) -> Result<Self> {
+        let kube = Kube::new(access, registry).await?;
+        let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        let leads = Family::default();
+        let help = "Whether this process leads (1), by lease";
+        registry.register("leader_election_master_status", help, Family::clone(&leads));
+        Ok(Self(Arc::new(Inner {
+            events: Events::start(kube.clone(), registry, &tasks, end.clone()),
+            kube,
+            cache: Cache::new(),
+            ours: Arc::new(Ours::new(drivers)),
+            started: Mutex::default(),
+            calls: CallMetrics::register(registry),
+            queues: QueueMetrics::register(registry),
+            provisioned: provision::Metrics::register(registry),
+            leads,
+            host: host.to_owned(),
+            tasks,
+            end,
+        })))
+    }
+
+    /// Works for a driver until `stop`.
+    ///
+    /// # Errors
+    /// Where the driver cannot be worked with at all.
+    pub async fn serve(
+        &self,
+        client: Client,
+        mut options: Options,
+        stop: CancellationToken,
+    ) -> Result<()> {
+        let meeting = Driver::meet(client, options.timeout, self.0.calls.clone());
+        let Some(met) = stop.run_until_cancelled(meeting).await else { return Ok(()) };
+        let driver =
+            met.map_err(|status| larder_csi::client::fault(&status).during("meet the driver"))?;
+        let local = match &options.local_node {
+            Some(node) => Some(local(&driver, node).await?),
+            None => None,
+        };
+        if let Some(of) = &options.capacity {
+            let Some(told) = stop.run_until_cancelled(self.capacity(of)).await else {
+                return Ok(());
+            };
+            options.provision.capacity = Some(told?);
+        }
+        let kinds = provision::watched(&driver, local.is_some());
+        self.watch(&kinds);
+        tracing::info!(
+            driver = driver.name(),
+            local = options.local_node,
+            "controllers work for the driver"
+        );
+        let work = |stop| self.work(driver.clone(), options.clone(), local.clone(), stop);
+        let (None, Some(leases)) = (&local, &options.leases) else {
+            work(stop).await;
+            return Ok(());
+        };
+        let mut candidate = self.candidate(driver.name(), leases);
+        loop {
+            if stop.run_until_cancelled(candidate.win()).await.is_none() {
+                return Ok(());
+            }
+            let (lead, over) = (stop.child_token(), CancellationToken::new());
+            let working = async {
+                work(lead.clone()).await;
+                over.cancel();
+            };
+            let holding = async {
+                candidate.keep(&over).await;
+                lead.cancel();
+            };
+            tokio::join!(working, holding);
+            if stop.is_cancelled() {
+                // Nothing works any more: the next leader need not wait.
+                candidate.release().await;
+                return Ok(());
+            }
+        }
+    }
+
+    async fn capacity(&self, of: &Capacity) -> Result<provision::capacity::Settings> {
+        let Capacity { namespace, pod, level, poll, immediate } = of.clone();
+        let owner = match pod {
+            Some(pod) => Some(self.owner(&Key::new(&namespace, pod), level).await?),
+            None => None,
+        };
+        Ok(provision::capacity::Settings { namespace, owner, poll, immediate })
+    }
+
+    /// What a pod belongs to, so many levels up.
+    async fn owner(&self, pod: &Key, level: u8) -> Result<Owner> {
+        let kube = &self.0.kube;
+        let none = |what: &str, key: &Key| {
+            Fault::not_found(format!(
+                "find the owner of capacity objects: {what} {key} is not there or has none"
+            ))
+            .hint("correct POD_NAME and NAMESPACE, or lower --capacity-ownerref-level")
+        };
+        let found: Option<Pod> = kube.get(pod, Priority::Fresh).await?;
+        let found = found.ok_or_else(|| none("pod", pod))?;
+        if level == 0 {
+            let Reference { api_version, kind, name, uid, .. } = found.reference();
+            return Ok(Owner { api_version, kind, name, uid, controller: Some(true) });
+        }
+        let manages =
+            |owners: &[Owner]| owners.iter().find(|o| o.controller == Some(true)).cloned();
+        let owner = manages(&found.metadata.owner_references).ok_or_else(|| none("pod", pod))?;
+        if level == 1 {
+            return Ok(owner);
+        }
+        let key = Key::new(&pod.namespace, &owner.name);
+        let set: Option<ReplicaSet> = kube.get(&key, Priority::Fresh).await?;
+        let set = set.ok_or_else(|| none("ReplicaSet", &key))?;
+        manages(&set.metadata.owner_references).ok_or_else(|| none("ReplicaSet", &key))
+    }
+
+    /// Ends what the loops have shared; after they have ended.
+    pub async fn end(&self) {
+        self.0.end.cancel();
+        self.0.tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.0.tasks.wait()).await;
+    }
+
+    fn watch(&self, kinds: &BTreeSet<Watched>) {
+        let Inner { cache, ours, kube, tasks, end, started, .. } = &*self.0;
+        let mut started = started.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = kinds.difference(&started).copied().collect();
+        cache.start(&new, ours, kube, tasks, end);
+        started.extend(new);
+    }
+
+    async fn work(
+        &self,
+        driver: Driver,
+        options: Options,
+        local: Option<Local>,
+        stop: CancellationToken,
+    ) {
+        let Inner { kube, cache, events, host, provisioned, queues, .. } = &*self.0;
+        let component = format!("{}_{host}_{}", driver.name(), uuid::Uuid::new_v4());
+        let provisioner = Provisioner::new(provision::Parts {
+            kube: kube.clone(),
+            cache: cache.clone(),
+            recorder: events.recorder(&component),
+            driver,
+            settings: options.provision,
+            local,
+            metrics: provisioned.clone(),
+            queues: queues.clone(),
+        });
+        Box::pin(provisioner.run(&stop)).await;
+    }
+
+    fn candidate(&self, driver: &str, leases: &Leases) -> Candidate {
+        let Inner { kube, host, leads, tasks, end, .. } = &*self.0;
+        // Ours first: who holds it does the work; the other keeps the Go sidecar from doing it.
+        let ours = lease::clean(&format!("larder-{driver}"));
+        let names = vec![ours.clone(), lease::provisioner(driver)];
+        let election = Election {
+            duration: leases.duration,
+            deadline: leases.deadline,
+            period: leases.period,
+            labels: leases.labels.clone(),
+            ..Election::new(names, &leases.namespace, host)
+        };
+        let candidate = Candidate::new(kube.clone(), election);
+        let gauge = leads.get_or_create(&LeaseLabels { name: ours }).clone();
+        let (mut standing, end) = (candidate.watch(), end.clone());
+        tasks.spawn(async move {
+            loop {
+                gauge.set(i64::from(*standing.borrow_and_update() == Standing::Leads));
+                let changed = end.run_until_cancelled(standing.changed()).await;
+                if !matches!(changed, Some(Ok(()))) {
+                    break;
+                }
+            }
+        });
+        candidate
+    }
+}
+
+/// Where the driver of this node says it is.
+async fn local(driver: &Driver, node: &str) -> Result<Local> {
+    let info = driver.node_get_info(csi::NodeGetInfoRequest {}).await;
+    let info =
+        info.map_err(|s| larder_csi::client::fault(&s).during("ask the driver for its node"))?;
+    let place = info.accessible_topology.map(|t| t.segments).unwrap_or_default();
+    if place.is_empty() {
+        return Err(Fault::precondition(format!(
+            "work for driver {} on node {node} alone: it tells no topology",
+            driver.name()
+        ))
+        .hint("node-local mode is for storage that lives on one node; leave it out"));
+    }
+    Ok(Local::new(driver.name(), node, &place))
+}
