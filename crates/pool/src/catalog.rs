@@ -247,10 +247,12 @@ impl Catalog {
 
     /// Numbers and sizes.
     pub(crate) fn totals(&self) -> Result<Totals> {
-        if let (Some(volumes), Some(snapshots)) =
-            (self.rows(Shelf::Volumes).map(count), self.rows(Shelf::Snapshots).map(count))
-        {
-            let broken = volumes.2.into_iter().chain(snapshots.2).collect();
+        if let (Some(volumes), Some(snapshots), Some(groups)) = (
+            self.rows(Shelf::Volumes).map(count),
+            self.rows(Shelf::Snapshots).map(count),
+            self.rows(Shelf::Groups).map(count),
+        ) {
+            let broken = volumes.2.into_iter().chain(snapshots.2).chain(groups.2).collect();
             return Ok(Totals {
                 volumes: volumes.0,
                 provisioned: volumes.1,
@@ -260,7 +262,9 @@ impl Catalog {
         }
         let volumes = count_lock(&load_shelf::<VolumeRecord>(&self.pool)?);
         let snapshots = names(&Shelf::Snapshots.folder(&self.pool))?.len() as u64;
-        Ok(Totals { volumes: volumes.0, provisioned: volumes.1, snapshots, broken: volumes.2 })
+        let groups = count_lock(&load_shelf::<GroupRecord>(&self.pool)?);
+        let broken = volumes.2.into_iter().chain(groups.2).collect();
+        Ok(Totals { volumes: volumes.0, provisioned: volumes.1, snapshots, broken })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is wrong: with a volume, with a pool.
 
-use crate::{backend::Core, entry::Entry, layout::Shelf, medium::Medium, pool::Pool};
+use crate::{backend::Core, entry::Entry, groups, layout::Shelf, medium::Medium, pool::Pool};
 use larder_model::{
     Bytes, Fault, Kind, PoolName, Result, VolumeId,
     backend::Attachment,
@@ -84,6 +84,13 @@ impl<M: Medium> Core<M> {
                 ),
                 Err(fault) => say(false, "PoolUnreadable", format!("pool {name}: {fault}")),
             }
+            match groups::incomplete(&pool) {
+                Ok(broken) if broken.is_empty() => {}
+                Ok(broken) => {
+                    say(false, "GroupsIncomplete", format!("pool {name}: {}", broken.join("; ")));
+                }
+                Err(fault) => say(false, "PoolUnreadable", format!("pool {name}: {fault}")),
+            }
             let free = pool.host().filesystems.usage(pool.path()).map(|usage| usage.available);
             match free {
                 Ok(free)
@@ -151,6 +158,7 @@ impl<M: Medium> Core<M> {
         status.snapshots = totals.snapshots;
         status.provisioned = totals.provisioned;
         status.warnings.extend(totals.broken);
+        status.warnings.extend(groups::incomplete(pool)?);
         status.warnings.extend_from_slice(pool.bin().broken());
         for native in crate::statics::names(&*self.medium, pool)? {
             if pool.catalog().contains(Shelf::Volumes, &native) {

@@ -4,6 +4,7 @@
 //! directory. The owner goes on meanwhile, so what is seen of several files need not fit together: who
 //! concludes something from it looks twice.
 
+pub use crate::groups::{GroupItem, GroupMember};
 use crate::{
     catalog::read_record,
     identity::{self, Identity},
@@ -47,6 +48,8 @@ pub struct Look {
     pub volumes: Vec<Item<VolumeRecord>>,
     /// Snapshots, by name.
     pub snapshots: Vec<Item<SnapshotRecord>>,
+    /// Groups of snapshots, by name.
+    pub groups: Vec<GroupItem>,
     /// What is under construction, or was.
     pub unfinished: Vec<Work>,
     /// What is being removed, or was.
@@ -146,13 +149,13 @@ pub fn look(path: &Path, names: DataNames) -> Result<Look> {
     }
     let volumes = items::<VolumeRecord>(path, names, &mut foreign, &mut open)?;
     let snapshots = items::<SnapshotRecord>(path, names, &mut foreign, &mut open)?;
-    let mut groups = Vec::new();
-    shelf(path, Shelf::Groups, &mut groups, &mut foreign)?;
+    let groups = groups(path, &mut foreign)?;
     Ok(Look {
         identity,
         read_only: is_read_only(path)?,
         volumes,
         snapshots,
+        groups,
         unfinished: works(&path.join(CREATING), names, parse_work, &mut foreign)?,
         deleted: works(&path.join(DELETING), names, parse_grave, &mut foreign)?,
         scratch: list(&path.join(SCRATCH))?,
@@ -234,6 +237,16 @@ fn shelf(
         }
     }
     Ok(())
+}
+
+fn groups(pool: &Path, foreign: &mut Vec<PathBuf>) -> Result<Vec<GroupItem>> {
+    let mut folders = Vec::new();
+    shelf(pool, Shelf::Groups, &mut folders, foreign)?;
+    let mut items = Vec::new();
+    for (native, folder) in folders {
+        items.extend(GroupItem::look(native, folder, list)?);
+    }
+    Ok(items)
 }
 
 fn items<R: crate::catalog::Record>(

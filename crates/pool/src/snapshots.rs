@@ -88,7 +88,11 @@ impl<M: Medium> Core<M> {
         let lock = pool.shared_lock(Shelf::Snapshots, native, "use", true)?;
         let delete = || {
             let found = pool.snapshot(native)?;
-            if let Some(group) = found.as_ref().and_then(|entry| entry.record.group.as_ref()) {
+            // Nothing else would delete one whose group does not exist, or does not know it.
+            if let Some(entry) = &found
+                && let Some(group) = &entry.record.group
+                && self.is_member(&pool, group, entry)?
+            {
                 let group = groups::shown(id, group);
                 return Err(Fault::invalid(format!("it is a member of group {group}"))
                     .hint("delete the group"));

@@ -3,6 +3,7 @@
 use super::{
     finding::{Finding, Severity, Sort, in_words},
     fix::Fix,
+    groups,
     scene::{DriverScene, PoolScene, Scene},
 };
 use larder_model::Result;
@@ -90,7 +91,8 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
             found.extend(of_volume(driver, pool, volume).into_iter().map(about));
         }
         for snapshot in &look.snapshots {
-            found.extend(of_item(pool, snapshot, "snapshot").into_iter().map(about));
+            let of = of_item(pool, snapshot, "snapshot").into_iter();
+            found.extend(of.map(|finding| about(groups::of_member(pool, snapshot, finding))));
         }
         found.extend(look.foreign.iter().map(|path| about(foreign(path))));
         for item in &look.statics {

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`pools`] | pools away, silent, of another backend, read-only, near full; permissions |
 //! | [`contents`] | half-made things, records without data and data without records, other files |
+//! | [`groups`] | groups that lack a snapshot, snapshots that lack their group |
 //! | [`devices`] | loop devices that nobody has, images deleted under a device, limits left behind |
 //! | [`mounts`] | mounts of what is gone, mounts that nothing knows of |
 //! | [`nodes`] | node records of what does not stand |
@@ -24,6 +25,7 @@ mod devices;
 mod finding;
 mod fix;
 mod freezes;
+mod groups;
 mod mounts;
 mod nodes;
 mod pools;
@@ -65,6 +67,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("freezes", freezes::look),
     ("pools", pools::look),
     ("contents of pools", contents::look),
+    ("groups of snapshots", groups::look),
     ("mounts", mounts::look),
     ("node records", nodes::look),
     ("loop devices", devices::look),
@@ -225,7 +228,7 @@ fn for_people(format: Format) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{contents, devices, finding::Sort, freezes, mounts, nodes, pools, sockets};
+    use super::{contents, devices, finding::Sort, freezes, groups, mounts, nodes, pools, sockets};
 
     const PAGE: &str = include_str!("../../../../docs/doctor.md");
 
@@ -253,6 +256,9 @@ mod tests {
         &contents::STRAY,
         &contents::FOREIGN,
         &contents::STATIC,
+        &groups::LACKS,
+        &groups::UNREADABLE,
+        &groups::ALONE,
         &mounts::LEFT,
         &mounts::UNKNOWN,
         &nodes::UNREADABLE,

@@ -10,6 +10,7 @@ mod contents;
 mod devices;
 mod elsewhere;
 mod freezes;
+mod groups;
 mod mounts;
 mod places;
 

@@ -14,16 +14,19 @@
 //! A member is deleted with its group only when it has the id that the group's record names.
 
 mod disk;
+mod look;
 mod record;
 
 pub(crate) use disk::{members_in, mend};
+pub(crate) use look::incomplete;
+pub use look::{GroupItem, GroupMember};
 pub(crate) use record::GroupRecord;
 
 use crate::{
     LocalBackend,
     backend::Core,
     build::{self, build},
-    entry::Entry,
+    entry::{Entry, SnapshotEntry},
     layout::{MEMBERS, RECORD, Shelf},
     medium::{Medium, Origin, Part},
     pool::{Pool, text_of},
@@ -210,16 +213,7 @@ impl<M: Medium> Core<M> {
         }
         let delete = || match self.group_record(&pool, native)? {
             Some(record) => {
-                let ids = |m: &Member| SnapshotId::new(pool.name().clone(), m.native.clone());
-                let recorded: BTreeSet<_> = record.members.iter().map(ids).collect();
-                if recorded != members.iter().cloned().collect() {
-                    return Err(Fault::invalid("the snapshots named are not its members")
-                        .hint("name exactly the snapshots that it was created with"));
-                }
-                for member in &recorded {
-                    // A member whose record cannot be read is not proven to be one.
-                    pool.snapshot(member.native())?;
-                }
+                self.refuse_others(&pool, id, &record, members)?;
                 // A commit that could not be taken back is finished first: one way to delete.
                 disk::show_members(&pool, native, cx)?;
                 disk::raze(&*self.medium, &pool, native, cx)
@@ -235,6 +229,48 @@ impl<M: Medium> Core<M> {
         }
         pool.forget_locks(Shelf::Groups, native, lock);
         Ok(())
+    }
+
+    /// Refuses snapshots that are not its members, and members that are left out. What somebody
+    /// removed by hand need not be named: nobody sees it any more.
+    fn refuse_others(
+        &self,
+        pool: &Pool,
+        group: &SnapshotId,
+        record: &GroupRecord,
+        named: &[SnapshotId],
+    ) -> Result<()> {
+        let refusal = || {
+            Fault::invalid("the snapshots named are not its members")
+                .hint("name exactly the snapshots that it was created with")
+        };
+        let mut others: BTreeSet<_> = named.iter().cloned().collect();
+        let under_way = disk::is_under_way(pool, group.native());
+        for member in &record.members {
+            // A member whose record cannot be read is not proven to be one.
+            let found = pool.snapshot(&member.native)?;
+            let is_there = under_way || found.is_some_and(|found| found.record.id == member.id);
+            let id = SnapshotId::new(pool.name().clone(), member.native.clone());
+            if !others.remove(&id) && is_there {
+                return Err(refusal());
+            }
+        }
+        if others.is_empty() { Ok(()) } else { Err(refusal()) }
+    }
+
+    /// Whether `snapshot`, which says that it belongs to the group called `group`, does so.
+    pub(crate) fn is_member(
+        &self,
+        pool: &Pool,
+        group: &str,
+        snapshot: &SnapshotEntry,
+    ) -> Result<bool> {
+        let Ok(native) = group.parse::<Native>() else { return Ok(true) };
+        let is_it = |member: &Member| {
+            member.native == *snapshot.id.native() && member.id == snapshot.record.id
+        };
+        let record = self.group_record(pool, &native)?;
+        Ok(record.is_some_and(|record| record.members.iter().any(is_it)))
     }
 
     /// Deletes what calls itself a member of a group that does not exist, because its folder was

@@ -3,7 +3,7 @@
 use super::{ControlEngine, CreateGroup, GroupMembers, Inner, absent, accept, found};
 use crate::claims::{Fingerprint, Key, Operation};
 use larder_model::{
-    Cx, Fault, RequestedName, Result, SnapshotId, VolumeId,
+    Cx, Fault, Kind, RequestedName, Result, SnapshotId, VolumeId,
     backend::Groups,
     volume::{GroupSnapshot, SnapshotSpec},
 };
@@ -112,6 +112,19 @@ impl ControlEngine {
 impl Inner {
     fn groups(&self) -> Result<&dyn Groups> {
         self.backend.provision().groups().ok_or_else(|| self.unsupported("use group snapshots"))
+    }
+
+    /// Whether the snapshot `id`, which says that it belongs to `group`, does so: one whose group is
+    /// gone could never be deleted. What cannot be found out counts as yes.
+    pub(super) async fn is_member(&self, id: &SnapshotId, group: &str) -> bool {
+        let (Ok(groups), Ok(group)) = (self.groups(), self.handle(group, "group_snapshot_id"))
+        else {
+            return true;
+        };
+        match groups.get_group(&SnapshotId(group)).await {
+            Ok(group) => group.snapshots.iter().any(|member| member.id == *id),
+            Err(fault) => fault.kind() != Kind::NotFound,
+        }
     }
 
     fn placed_group(&self, mut group: GroupSnapshot) -> GroupSnapshot {

@@ -59,7 +59,9 @@ impl ControlEngine {
             let snapshots = inner.snapshots()?;
             cx.step("look whether it belongs to a group")?;
             let snapshot = found(snapshots.get_snapshot(&id).await)?;
-            if let Some(group) = snapshot.and_then(|s| s.group) {
+            if let Some(group) = snapshot.and_then(|s| s.group)
+                && inner.is_member(&id, &group).await
+            {
                 return Err(Fault::invalid(format!(
                     "delete snapshot {id} alone: it belongs to group {group}"
                 ))
