@@ -53,7 +53,7 @@ impl Workloads {
             let pod = if n.is_multiple_of(2) { "pod-a" } else { "pod-b" };
             let script = format!(
                 "echo $BASHPID > {PODS}/{pod}/cgroup.procs; \
-                 trap 'kill $!; exit' TERM; while :; do dd status=none {} & wait $!; done",
+                 trap 'kill $!; wait $!; exit' TERM; while :; do dd status=none {} & wait $!; done",
                 arguments(n)
             );
             shell(&script).spawn().unwrap()
@@ -218,8 +218,10 @@ async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
     // Until the kernel writes what it has cached.
     std::thread::sleep(Duration::from_secs(2));
     volume.holds(WRITTEN, MIB, "cached writes of two pods");
-    // Unmounting writes the rest, which nobody shall wait for.
+    // They end when what they have cached is written, which nobody shall wait for.
+    volume.modify(&["maxWriteBps=0"]);
     drop(writers);
+    volume.modify(&["maxWriteBps=1Mi"]);
     site.ok(&["volume", "unmount", "f"]);
     assert_eq!(Pods::limits(), "", "a limit outlived its volume");
     site.ok(&["volume", "rm", "f"]);
