@@ -237,7 +237,14 @@ impl Copier {
         let mut writers = Vec::new();
         for info in self.host.loops.find(image)? {
             if !info.read_only {
-                let users = self.host.mounts.users_of_device(info.device)?;
+                // Mounted where it can be frozen: nothing more is wanted of its users, and looking
+                // through all processes of the machine takes longer than the copy.
+                let users = match mounted::own(&self.host, &info)? {
+                    Some(target) => {
+                        vec![DeviceUser::Mount { pid: std::process::id(), namespace: 0, target }]
+                    }
+                    None => self.host.mounts.users_of_device(info.device)?,
+                };
                 writers.push(Device { info, users });
             }
         }
@@ -253,10 +260,16 @@ impl Copier {
     /// Copies; false where blocks cannot be shared after all (nothing is left then).
     fn carry_out(&self, job: &Job<'_>, seen: &Seen, way: &Way, cx: &Cx) -> Result<bool> {
         let result = match way.sharing {
-            Sharing::Direct => self.while_held(seen, way, cx, || {
-                cx.step("share the image's blocks")?;
-                copy::reflink(job.from, job.to)
-            }),
+            Sharing::Direct => self
+                .while_held(seen, way, cx, || {
+                    cx.step("share the image's blocks")?;
+                    copy::reflink_hidden(job.from, job.to)
+                })
+                // Writers need not wait until the copy is on disk.
+                .and_then(|hidden| match hidden {
+                    Some(hidden) => hidden.publish().map(|()| true),
+                    None => Ok(false),
+                }),
             Sharing::Aside => self
                 .while_held(seen, way, cx, || {
                     cx.step("share the image's blocks")?;

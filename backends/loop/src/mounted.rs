@@ -6,7 +6,7 @@
 //! unique on the machine, and that mount's device in the table of its namespace. (btrfs shows a
 //! device number of its own in the table; there the mount's source is compared.)
 
-use larder_host::{DeviceUser, Host, LoopInfo, MountEntry, mounts::parse_mountinfo};
+use larder_host::{DeviceUser, Host, LoopInfo, MountEntry, MountPlace, mounts::parse_mountinfo};
 use larder_model::{Fault, Result};
 use std::path::{Path, PathBuf};
 
@@ -15,21 +15,18 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// `Precondition` where none of its mounts can be reached.
 pub(crate) fn reach(host: &Host, device: &LoopInfo, users: &[DeviceUser]) -> Result<PathBuf> {
-    let table = host.mounts.table()?;
-    for entry in table.iter().filter(|entry| is_of(host, entry, device)) {
-        if shows(host, &entry.target, entry) {
-            return Ok(entry.target.clone());
-        }
+    if let Some(target) = own(host, device)? {
+        return Ok(target);
     }
     for user in users {
         let DeviceUser::Mount { pid, target, .. } = user else { continue };
         let Ok(text) = std::fs::read(format!("/proc/{pid}/mountinfo")) else { continue };
         let Ok(inside) = target.strip_prefix("/") else { continue };
         let path = PathBuf::from(format!("/proc/{pid}/root")).join(inside);
-        let entries = parse_mountinfo(&text).unwrap_or_default();
-        let ours = entries.iter().filter(|e| e.target == *target && is_of(host, e, device));
+        let entries = parse_mountinfo(&text).unwrap_or_default().into_iter().map(MountPlace::from);
+        let ours = entries.filter(|e| e.target == *target && is_of(host, e, device));
         for entry in ours {
-            if shows(host, &path, entry) {
+            if shows(host, &path, &entry) {
                 return Ok(path);
             }
         }
@@ -42,14 +39,35 @@ pub(crate) fn reach(host: &Host, device: &LoopInfo, users: &[DeviceUser]) -> Res
     .hint("unmount what hides it, or run with the host's process ids (hostPID)"))
 }
 
-/// The mounts of the device in our own namespace.
-pub(crate) fn here(host: &Host, device: &LoopInfo) -> Result<Vec<MountEntry>> {
-    let mut table = host.mounts.table()?;
-    table.retain(|entry| is_of(host, entry, device));
-    Ok(table)
+/// A path in our own namespace that shows a file system on the device; None: there is none.
+pub(crate) fn own(host: &Host, device: &LoopInfo) -> Result<Option<PathBuf>> {
+    let places = host.mounts.places()?;
+    let reached = places
+        .iter()
+        .filter(|place| is_of(host, place, device))
+        .find(|place| shows(host, &place.target, place));
+    Ok(reached.map(|place| place.target.clone()))
 }
 
-fn is_of(host: &Host, entry: &MountEntry, device: &LoopInfo) -> bool {
+/// The mounts of the device in our own namespace, as they are now.
+pub(crate) fn here(host: &Host, device: &LoopInfo) -> Result<Vec<MountEntry>> {
+    let places = host.mounts.places()?;
+    let mut mounts = Vec::new();
+    for place in places.iter().filter(|place| is_of(host, place, device)) {
+        match host.mounts.top_at(&place.target)? {
+            Some(top) if top.id == place.id => mounts.push(top),
+            // Another mount hides it, or it is just going.
+            _ => {
+                let mut table = host.mounts.table()?;
+                table.retain(|entry| is_of(host, &entry.clone().into(), device));
+                return Ok(table);
+            }
+        }
+    }
+    Ok(mounts)
+}
+
+fn is_of(host: &Host, entry: &MountPlace, device: &LoopInfo) -> bool {
     if entry.device == device.device {
         return true;
     }
@@ -64,6 +82,6 @@ fn is_of(host: &Host, entry: &MountEntry, device: &LoopInfo) -> bool {
                 .is_ok_and(|found| found == device.device))
 }
 
-fn shows(host: &Host, path: &Path, entry: &MountEntry) -> bool {
+fn shows(host: &Host, path: &Path, entry: &MountPlace) -> bool {
     host.mounts.mount_root(path).is_ok_and(|root| root.is_some_and(|root| root.mount == entry.id))
 }

@@ -64,7 +64,8 @@ pub use cgroup::{Place, Throttle};
 pub use filesystems::{FileSystems, Found, Usage};
 pub use loops::{Backing, LoopDevice, LoopInfo, LoopRequest, Loops};
 pub use mounts::{
-    BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, MountRoot, Mounts, Unmount,
+    BindRequest, DeviceId, DeviceUser, MountEntry, MountPlace, MountRequest, MountRoot, Mounts,
+    Unmount,
 };
 
 use larder_model::{Fault, Result};

@@ -4,7 +4,7 @@
 mod support;
 
 use larder_host::{
-    BindRequest, DeviceId, DeviceUser, LoopRequest, MountRequest, Mounts, Unmount,
+    BindRequest, DeviceId, DeviceUser, LoopRequest, MountPlace, MountRequest, Mounts, Unmount,
     mounts::RealMounts,
 };
 use larder_model::{Bytes, FsType, Kind};
@@ -23,6 +23,10 @@ fn tmpfs(target: &Path, options: &[&str]) -> MountRequest {
         options: options.iter().map(|o| (*o).to_owned()).collect(),
         read_only: false,
     }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    larder_host::command::Command::new(program).args(arguments).run().unwrap();
 }
 
 fn bind(source: &Path, target: &Path) -> BindRequest {
@@ -48,6 +52,60 @@ fn a_mount_is_seen_in_the_table_with_its_options_and_goes_again() {
     assert!(!mounts.is_mount_point(&target).unwrap());
     mounts.unmount(&target, Unmount::Normal).unwrap();
     mounts.unmount(&scratch.path().join("absent"), Unmount::Normal).unwrap();
+}
+
+#[test]
+fn the_mount_on_top_is_told_as_the_table_tells_it_however_it_changes() {
+    let scratch = Scratch::new();
+    let (target, source) = (scratch.dir("m with space"), scratch.dir("s"));
+    let mounts = &scratch.host.mounts;
+    assert_eq!(mounts.top_at(&target).unwrap(), None);
+    assert_eq!(mounts.top_at(&scratch.path().join("absent")).unwrap(), None);
+    mounts.mount(&tmpfs(&target, &["size=5m", "nosuid", "noexec", "noatime"])).unwrap();
+    let same = || {
+        let top = mounts.top_at(&target).unwrap();
+        assert_eq!(top, mounts.mounts_at(&target).unwrap().pop());
+        top.unwrap()
+    };
+    assert!(!same().is_read_only());
+    // The file system, then the mount alone: nobody who polls the table is told of the first.
+    let superblock = |how: &str| {
+        let options = format!("remount,{how}");
+        run("mount", &["-o", &options, target.to_str().unwrap()]);
+    };
+    superblock("ro");
+    assert!(same().is_read_only());
+    superblock("rw");
+    mounts.remount(&target, true, &[]).unwrap();
+    assert!(same().is_mount_read_only());
+    // A stack, and a directory that was removed below its bind mount.
+    run("mount", &["--bind", source.to_str().unwrap(), target.to_str().unwrap()]);
+    assert_eq!(mounts.mounts_at(&target).unwrap().len(), 2);
+    assert!(!same().is_read_only());
+    fs::remove_dir(&source).unwrap();
+    assert!(same().root.to_str().unwrap().ends_with("//deleted"), "{:?}", same().root);
+    mounts.unmount(&target, Unmount::Normal).unwrap();
+    assert_eq!(same().fs_type, "tmpfs");
+}
+
+#[test]
+fn the_places_of_mounts_are_known_the_moment_they_change() {
+    let scratch = Scratch::new();
+    let target = scratch.dir("m");
+    let mounts = &scratch.host.mounts;
+    let known = || mounts.places().unwrap().iter().any(|place| place.target == target);
+    for _ in 0..50 {
+        assert!(!known());
+        mounts.mount(&tmpfs(&target, &[])).unwrap();
+        assert!(known() && known());
+        let places: Vec<_> = mounts.table().unwrap().into_iter().map(MountPlace::from).collect();
+        let mine = |places: &[MountPlace]| {
+            places.iter().find(|place| place.target == target).cloned().unwrap()
+        };
+        assert_eq!(mine(&mounts.places().unwrap()), mine(&places));
+        mounts.unmount(&target, Unmount::Normal).unwrap();
+    }
+    assert!(!known());
 }
 
 #[test]

@@ -343,12 +343,15 @@ fn has_identity(folder: &Path) -> bool {
     folder.parent().is_some_and(|pool| pool.join(IDENTITY).exists())
 }
 
+/// Threads that read a pool's records, more than processors: after a boot each waits for the disk,
+/// which serves many at once.
+const READERS: usize = 16;
+
 /// Reads all records of a shelf, in several threads: one open and read each is all there is to do.
 fn load_shelf<R: Record>(pool: &Path) -> Result<Rows> {
     let mut names = names(&R::SHELF.folder(pool))?;
     names.sort_unstable();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let share = names.len().div_ceil(threads).max(64);
+    let share = names.len().div_ceil(READERS).max(64);
     let load = |names: &[Native]| -> Vec<(Native, Row)> {
         let row = |native: &Native| match read_record::<R>(&R::SHELF.place(pool, native)) {
             Ok(Some((record, text))) => Some(whole(&record, text)),

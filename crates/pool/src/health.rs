@@ -6,19 +6,36 @@ use larder_model::{
     backend::Attachment,
     volume::{HealthEntry, HealthStatus, PoolStatus, StorageHealth},
 };
-use std::io::ErrorKind;
+use std::{collections::BTreeMap, io::ErrorKind};
 
 impl<M: Medium> Core<M> {
     pub(crate) fn volume_health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {
         match self.find(id) {
             Ok((pool, entry)) => Ok(self.findings(&pool, &entry, None)),
-            Err(fault) if fault.kind() == Kind::Corrupt => Ok(vec![HealthEntry {
-                status: HealthStatus::Inaccessible,
-                reason: "RecordUnreadable",
-                message: fault.to_string(),
-            }]),
-            Err(fault) => Err(fault),
+            Err(fault) => unreadable(fault),
         }
+    }
+
+    /// Of several volumes. What they have in common is looked at once: that their pool is there, and
+    /// whether it can be written.
+    pub(crate) fn volumes_health(&self, ids: &[VolumeId]) -> Vec<Result<Vec<HealthEntry>>> {
+        let mut pools: BTreeMap<&PoolName, Result<(Pool, bool)>> = BTreeMap::new();
+        for name in ids.iter().map(|id| id.pool()) {
+            pools.entry(name).or_insert_with(|| {
+                let pool = self.places.get(name)?;
+                let read_only = pool.is_read_only();
+                Ok((pool, read_only))
+            });
+        }
+        let one = |id: &VolumeId| match pools.get(id.pool()) {
+            Some(Ok((pool, read_only))) => match self.look_up(pool, id) {
+                Ok(entry) => Ok(self.findings_in(pool, *read_only, &entry, None)),
+                Err(fault) => unreadable(fault),
+            },
+            Some(Err(fault)) => unreadable(fault.clone()),
+            None => Ok(Vec::new()),
+        };
+        ids.iter().map(one).collect()
     }
 
     /// What both halves see of a volume whose record is fine.
@@ -28,8 +45,18 @@ impl<M: Medium> Core<M> {
         entry: &Entry,
         attachment: Option<&Attachment>,
     ) -> Vec<HealthEntry> {
+        self.findings_in(pool, pool.is_read_only(), entry, attachment)
+    }
+
+    fn findings_in(
+        &self,
+        pool: &Pool,
+        read_only: bool,
+        entry: &Entry,
+        attachment: Option<&Attachment>,
+    ) -> Vec<HealthEntry> {
         let mut found = Vec::new();
-        if pool.is_read_only() {
+        if read_only {
             found.push(HealthEntry {
                 status: HealthStatus::Degraded,
                 reason: "PoolReadOnly",
@@ -174,4 +201,16 @@ impl<M: Medium> Core<M> {
         status.free = usage.available;
         Ok(())
     }
+}
+
+/// A record that cannot be read is a finding; the volume's other faults are the call's.
+pub(crate) fn unreadable(fault: Fault) -> Result<Vec<HealthEntry>> {
+    if fault.kind() != Kind::Corrupt {
+        return Err(fault);
+    }
+    Ok(vec![HealthEntry {
+        status: HealthStatus::Inaccessible,
+        reason: "RecordUnreadable",
+        message: fault.to_string(),
+    }])
 }

@@ -1,10 +1,10 @@
 //! The node's half: finding the volume for the medium, and the record of its file system.
 
-use crate::{backend::Core, medium::Medium, record::FileMark};
+use crate::{backend::Core, health::unreadable, medium::Medium, record::FileMark};
 use larder_model::{
     Bytes, Cx, Fault, Kind, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Source},
-    volume::{FormatState, HealthEntry, HealthStatus},
+    volume::{FormatState, HealthEntry},
 };
 
 impl<M: Medium> Core<M> {
@@ -116,12 +116,7 @@ impl<M: Medium> Core<M> {
                 found.extend(self.medium.node_health(&pool, &entry, attachment));
                 Ok(found)
             }
-            Err(fault) if fault.kind() == Kind::Corrupt => Ok(vec![HealthEntry {
-                status: HealthStatus::Inaccessible,
-                reason: "RecordUnreadable",
-                message: fault.to_string(),
-            }]),
-            Err(fault) => Err(fault),
+            Err(fault) => unreadable(fault),
         }
     }
 

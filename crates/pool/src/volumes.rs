@@ -195,11 +195,15 @@ impl<M: Medium> Core<M> {
     /// The volume, and the pool it is in.
     pub(crate) fn find(&self, id: &VolumeId) -> Result<(Pool, Entry)> {
         let pool = self.places.get(id.pool())?;
-        let entry = self
-            .lookup(&pool, id.native())
-            .map_err(|fault| pool.explain(fault))?
-            .ok_or_else(|| Fault::not_found(format!("find volume {id}")))?;
+        let entry = self.look_up(&pool, id)?;
         Ok((pool, entry))
+    }
+
+    /// The volume in its pool.
+    pub(crate) fn look_up(&self, pool: &Pool, id: &VolumeId) -> Result<Entry> {
+        self.lookup(pool, id.native())
+            .map_err(|fault| pool.explain(fault))?
+            .ok_or_else(|| Fault::not_found(format!("find volume {id}")))
     }
 
     pub(crate) fn delete_volume(&self, id: &VolumeId, cx: &Cx) -> Result<()> {

@@ -277,6 +277,23 @@ impl NodeEngine {
         executor.stats(&request.volume, &path).await.map_err(|fault| fault.during(during))
     }
 
+    /// [`Self::stats`] and [`Self::volume_health`] of one place, with one look at what both need:
+    /// kubelet asks for every volume once a minute.
+    ///
+    /// # Errors
+    /// Those of [`Self::stats`]; those of [`Self::volume_health`] inside.
+    pub async fn stats_and_health(
+        &self,
+        request: StatsRequest,
+    ) -> Result<(VolumeStats, Result<VolumeHealth>)> {
+        let path = parse_path(&request.volume_path, "volume_path")?;
+        let volume = quoted(&request.volume);
+        let executor = self.0.executor.clone();
+        let found = executor.stats_and_health(&request.volume, &path).await;
+        let (stats, health) = found.map_err(|f| f.during(format!("measure volume {volume}")))?;
+        Ok((stats, health.map_err(|fault| fault.during(format!("check volume {volume}")))))
+    }
+
     /// Makes growth by the control plane visible here and returns the size (NodeExpandVolume).
     ///
     /// # Errors

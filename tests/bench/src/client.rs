@@ -101,6 +101,20 @@ impl Client {
         Ok(self.controller.list_volumes(request).await?.into_inner().entries.len())
     }
 
+    /// All there is, in as many answers as the driver makes of it; how many entries came.
+    pub(crate) async fn list_all(&mut self) -> Result<usize> {
+        let (mut entries, mut starting_token) = (0, String::new());
+        loop {
+            let request = csi::ListVolumesRequest { max_entries: 0, starting_token };
+            let page = self.controller.list_volumes(request).await?.into_inner();
+            entries += page.entries.len();
+            starting_token = page.next_token;
+            if starting_token.is_empty() {
+                return Ok(entries);
+            }
+        }
+    }
+
     /// Cuts a snapshot and gives its id.
     pub(crate) async fn snapshot(&mut self, name: &str, of: &Volume) -> Result<String> {
         let request = csi::CreateSnapshotRequest {

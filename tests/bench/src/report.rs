@@ -94,6 +94,15 @@ impl Row {
         self
     }
 
+    /// Between which values the figure is known to lie. Where the target is among them, the run does not tell
+    /// whether it is met.
+    pub(crate) fn known_to(mut self, low: f64, high: f64) -> Self {
+        if self.target.as_ref().is_some_and(|t| low < t.value && t.value <= high) {
+            self.verdict = "open";
+        }
+        self
+    }
+
     pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
         self.note = note.into();
         self
@@ -216,6 +225,17 @@ mod tests {
         assert!((rows[0].figure - 4.0).abs() < f64::EPSILON);
         assert_eq!(rows[0].verdict, "pass");
         assert_eq!(rows[0].runs.len(), 3);
+    }
+
+    #[test]
+    fn a_run_that_cannot_tell_says_so() {
+        let row = || Row::new("a", "b", 94.0, "%").at_least(95.0, "");
+        assert_eq!(row().known_to(90.0, 97.0).verdict, "open");
+        assert_eq!(row().known_to(93.0, 94.5).verdict, "short");
+        assert_eq!(
+            Row::new("a", "b", 96.0, "%").at_least(95.0, "").known_to(95.5, 97.0).verdict,
+            "pass"
+        );
     }
 
     #[test]

@@ -63,9 +63,29 @@ pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
     sorted.get(index).copied().unwrap_or_default()
 }
 
+/// Between which values the median of what these were drawn from lies, with 95 % certainty, whatever its
+/// distribution is: so far from the middle the number of values below it hardly ever gets.
+pub(crate) fn median_lies_within(values: &[f64]) -> (f64, f64) {
+    #[allow(clippy::cast_precision_loss, reason = "counts are small")]
+    let off = 0.98 / (values.len().max(1) as f64).sqrt();
+    (quantile(values, (0.5 - off).max(0.0)), quantile(values, (0.5 + off).min(1.0)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_more_values_there_are_the_better_the_median_is_known() {
+        let few: Vec<f64> = (0..9).map(f64::from).collect();
+        let many: Vec<f64> = (0..900).map(|n| f64::from(n) / 100.0).collect();
+        let width = |values: &[f64]| {
+            let (low, high) = median_lies_within(values);
+            assert!(low <= quantile(values, 0.5) && quantile(values, 0.5) <= high);
+            high - low
+        };
+        assert!(width(&many) < 0.2 * width(&few), "{} {}", width(&many), width(&few));
+    }
 
     #[test]
     fn the_median_is_the_value_in_the_middle_whatever_the_order() {

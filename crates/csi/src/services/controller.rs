@@ -5,8 +5,7 @@ use crate::{
     reply,
     request::{Get, Remove},
 };
-use futures::{StreamExt, stream};
-use larder_model::Result;
+use larder_model::{Result, volume::HealthEntry};
 use larder_proto::csi::{self, controller_server::Controller};
 use larder_volumes::control::{
     ControllerCapability as Capability, ListSnapshots, Paging, Validated, VolumeEntry,
@@ -15,8 +14,14 @@ use prost::Message;
 use std::sync::Arc;
 use tonic::{Request, Response};
 
-/// Volumes whose condition is looked at side by side in a listing.
-const CONDITIONS_AT_ONCE: usize = 8;
+/// What was found, as callers of revision 1.12 are told.
+fn condition(found: Result<Vec<HealthEntry>>) -> csi::VolumeCondition {
+    match found {
+        Ok(findings) => reply::condition(&findings),
+        // That it cannot be told is what can be told: the listing must not fail for it.
+        Err(fault) => csi::VolumeCondition { abnormal: true, message: fault.to_string() },
+    }
+}
 
 impl Services {
     /// The condition of a volume, for callers of revision 1.12; none where the backend knows
@@ -25,10 +30,19 @@ impl Services {
         if !self.control.capabilities().contains(&Capability::GetVolumeHealth) {
             return None;
         }
-        match self.control.volume_health(entry.volume.id.as_str()).await {
-            Ok(health) => Some(reply::condition(&health.findings)),
-            // That it cannot be told is what can be told: the listing must not fail for it.
-            Err(fault) => Some(csi::VolumeCondition { abnormal: true, message: fault.to_string() }),
+        let health = self.control.volume_health(entry.volume.id.as_str()).await;
+        Some(condition(health.map(|health| health.findings)))
+    }
+
+    /// The conditions of all volumes of a page, in their order.
+    async fn conditions(&self, entries: &[VolumeEntry]) -> Vec<Option<csi::VolumeCondition>> {
+        if !self.control.capabilities().contains(&Capability::GetVolumeHealth) {
+            return vec![None; entries.len()];
+        }
+        let ids: Vec<_> = entries.iter().map(|entry| entry.volume.id.clone()).collect();
+        match self.control.volumes_health(&ids).await {
+            Ok(found) => found.into_iter().map(|found| Some(condition(found))).collect(),
+            Err(fault) => vec![Some(condition(Err(fault))); entries.len()],
         }
     }
 
@@ -37,15 +51,10 @@ impl Services {
         paging: Paging,
     ) -> Result<(Vec<csi::list_volumes_response::Entry>, String)> {
         let page = self.control.list_volumes(paging).await?;
-        let entries = stream::iter(page.volumes)
-            .map(|entry| async {
-                let condition = self.condition(&entry).await;
-                reply::listed_volume(entry, condition)
-            })
-            .buffered(CONDITIONS_AT_ONCE)
-            .collect()
-            .await;
-        Ok((entries, page.next_token))
+        let conditions = self.conditions(&page.volumes).await;
+        let entries = page.volumes.into_iter().zip(conditions);
+        let entries = entries.map(|(entry, condition)| reply::listed_volume(entry, condition));
+        Ok((entries.collect(), page.next_token))
     }
 
     async fn snapshots(

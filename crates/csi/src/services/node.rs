@@ -4,7 +4,7 @@ use super::{Answer, Services, answer};
 use crate::{reply, status::status};
 use larder_model::{Cx, Fault, Result};
 use larder_proto::csi::{self, node_server::Node};
-use larder_volumes::node::{HealthRequest, NodeCapabilities, NodeEngine, StatsRequest};
+use larder_volumes::node::{NodeCapabilities, NodeEngine, VolumeHealth};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -32,10 +32,8 @@ impl Services {
 }
 
 /// The condition of a volume on this node, for callers of revision 1.12.
-async fn condition(node: &NodeEngine, stats: StatsRequest) -> csi::VolumeCondition {
-    let publish_path = Some(stats.volume_path);
-    let health = HealthRequest { volume: stats.volume, publish_path, staging_path: None };
-    match node.volume_health(health).await {
+fn condition(health: Result<VolumeHealth>) -> csi::VolumeCondition {
+    match health {
         Ok(findings) => reply::condition(&findings),
         // That it cannot be told must not hide the numbers.
         Err(fault) => csi::VolumeCondition { abnormal: true, message: fault.to_string() },
@@ -87,14 +85,16 @@ impl Node for Services {
         let node = self.node_with(|c| c.volume_stats, "NodeGetVolumeStats")?;
         let wanted = self.accept(request)?;
         let told = node.capabilities().volume_health;
-        // Side by side: each goes to a thread and back, some of them twice.
-        let (stats, condition) = tokio::join!(node.stats(wanted.clone()), async {
-            if told { Some(condition(node, wanted).await) } else { None }
-        });
-        Ok(Response::new(csi::NodeGetVolumeStatsResponse {
-            usage: reply::usage(stats.map_err(|fault| status(&fault))?),
-            volume_condition: condition,
-        }))
+        let found = match told {
+            true => {
+                node.stats_and_health(wanted).await.map(|(stats, health)| (stats, Some(health)))
+            }
+            false => node.stats(wanted).await.map(|stats| (stats, None)),
+        };
+        answer(found, |(stats, health)| csi::NodeGetVolumeStatsResponse {
+            usage: reply::usage(stats),
+            volume_condition: health.map(condition),
+        })
     }
 
     async fn node_expand_volume(

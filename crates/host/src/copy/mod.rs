@@ -69,13 +69,44 @@ pub struct TreeReport {
 /// # Errors
 /// `Conflict` when `to` exists; `Exhausted`; see [`Fault::io`].
 pub fn reflink(from: &Path, to: &Path) -> Result<bool> {
-    let what = || format!("share the blocks of {} with {}", from.display(), to.display());
-    let source = open_source(from, &what)?;
-    let new = NewFile::create(to, &what)?;
+    match reflink_hidden(from, to)? {
+        Some(hidden) => hidden.publish().map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// The first half of [`reflink`]: the copy is complete, but has no name and is not durable yet. So
+/// writers need not be held back while it is written to disk. Dropped, it leaves nothing.
+///
+/// # Errors
+/// As [`reflink`].
+pub fn reflink_hidden(from: &Path, to: &Path) -> Result<Option<Hidden>> {
+    let what = format!("share the blocks of {} with {}", from.display(), to.display());
+    let source = open_source(from, &|| what.clone())?;
+    let new = NewFile::create(to, &|| what.clone())?;
     match rustix::fs::ioctl_ficlone(&new.file, &source) {
-        Ok(()) => new.publish(&what).map(|()| true),
-        Err(e) if cannot_share(e) => Ok(false),
-        Err(e) => Err(io_fault(what(), e)),
+        Ok(()) => Ok(Some(Hidden { new, what })),
+        Err(e) if cannot_share(e) => Ok(None),
+        Err(e) => Err(io_fault(what, e)),
+    }
+}
+
+/// A copy without a name.
+#[derive(Debug)]
+#[must_use = "dropping this removes the copy"]
+pub struct Hidden {
+    new: NewFile,
+    what: String,
+}
+
+impl Hidden {
+    /// Makes it durable and gives it its name.
+    ///
+    /// # Errors
+    /// As [`reflink`].
+    pub fn publish(self) -> Result<()> {
+        let Self { new, what } = self;
+        new.publish(&|| what.clone())
     }
 }
 
@@ -140,6 +171,7 @@ fn open_source(from: &Path, what: &impl Fn() -> String) -> Result<File> {
 }
 
 /// A file that gets its name when it is complete. Dropped before, it leaves nothing.
+#[derive(Debug)]
 struct NewFile {
     file: File,
     to: PathBuf,

@@ -19,6 +19,9 @@ use std::{
 /// The mount that an open file is on.
 pub(super) fn file_system_of(file: &File) -> Result<MountEntry> {
     let what = "find the file system of a path";
+    if let Some(mount) = crate::mounts::of_file(file) {
+        return Ok(mount);
+    }
     let at = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat =
         rustix::fs::statx(file, "", at, StatxFlags::MNT_ID).map_err(|e| io_fault(what, e))?;

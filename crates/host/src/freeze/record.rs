@@ -97,6 +97,17 @@ impl Record {
     }
 }
 
+/// Removes the record of a freeze that is over; absent: done. Not made durable: a power cut thaws, and
+/// a record of another boot means nothing.
+pub(super) fn forget(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Fault::io(format!("remove {}", path.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

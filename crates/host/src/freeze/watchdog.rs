@@ -4,8 +4,12 @@
 //! `error INDEX ERRNO`, then `thaw` answered by `thawed`, or by `torn` when the deadline (or
 //! somebody else) was faster.
 
-use super::{Place, record::Record, sys};
-use crate::{HelperProgram, durable, lock::FileLock, sys::io_fault};
+use super::{
+    Place,
+    record::{Record, forget},
+    sys,
+};
+use crate::{HelperProgram, lock::FileLock, sys::io_fault};
 use larder_model::{Fault, Kind, Result};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -45,13 +49,13 @@ impl Watchdog {
         deadline: Duration,
     ) -> Result<Self> {
         let mut watchdog = Self::spawn(program, record, places, deadline).inspect_err(|_| {
-            let _ = durable::remove_file(record);
+            let _ = forget(record);
         })?;
         // From here on the record is the watchdog's to remove, unless it never was ready: without
         // the word "freeze" nothing can be frozen.
         let ready = watchdog.line(Instant::now() + START);
         if !matches!(&ready, Ok(Some(line)) if line == "ready") {
-            let _ = durable::remove_file(record);
+            let _ = forget(record);
             let what = "start the watchdog of a freeze";
             return Err(match ready {
                 Err(fault) => fault.during(what),
@@ -124,7 +128,7 @@ impl Watchdog {
             _ => self.thaw_ourselves()?,
         };
         self.end();
-        durable::remove_file(&self.record)?;
+        forget(&self.record)?;
         if whole {
             return Ok(());
         }
@@ -301,7 +305,7 @@ fn watch(record_path: &Path, deadline: Duration) -> Result<()> {
     Parent::say("ready");
     match parent.hear(Some(Instant::now() + START)) {
         Heard::Line(line) if line == "freeze" => {}
-        _ => return durable::remove_file(record_path),
+        _ => return forget(record_path),
     }
     let end = Instant::now() + deadline;
     let mut frozen: Vec<&Place> = Vec::new();
@@ -366,6 +370,6 @@ fn thaw_all(frozen: &[&Place], record_path: &Path) -> Result<bool> {
     if let Some(fault) = first {
         return Err(fault);
     }
-    durable::remove_file(record_path)?;
+    forget(record_path)?;
     Ok(whole)
 }

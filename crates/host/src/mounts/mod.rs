@@ -14,17 +14,21 @@ pub(crate) mod attributes;
 pub(crate) mod create;
 mod real;
 mod shown;
+mod statmount;
 mod sys;
 mod table;
 pub(crate) mod users;
+mod watched;
 
 pub use real::RealMounts;
+pub(crate) use statmount::of_file;
 pub use table::parse_mountinfo;
 
 use larder_model::Result;
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Major and minor number of a device.
@@ -101,6 +105,28 @@ impl MountEntry {
     /// Whether this mount itself was made read-only.
     pub fn is_mount_read_only(&self) -> bool {
         self.options.iter().any(|o| o == "ro")
+    }
+}
+
+/// What stays as it is while nobody mounts, moves or unmounts anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPlace {
+    /// Id of the mount.
+    pub id: u64,
+    /// Device of the file system.
+    pub device: DeviceId,
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// Kind of file system.
+    pub fs_type: String,
+    /// What was mounted.
+    pub source: String,
+}
+
+impl From<MountEntry> for MountPlace {
+    fn from(entry: MountEntry) -> Self {
+        let MountEntry { id, device, target, fs_type, source, .. } = entry;
+        Self { id, device, target, fs_type, source }
     }
 }
 
@@ -224,7 +250,7 @@ pub trait Mounts: Send + Sync {
     /// # Errors
     /// As [`Mounts::is_mount_point`].
     fn mount_root(&self, path: &Path) -> Result<Option<MountRoot>> {
-        let top = self.mounts_at(path)?.pop();
+        let top = self.top_at(path)?;
         Ok(top.map(|entry| MountRoot { mount: entry.id, device: entry.device, inode: 0 }))
     }
 
@@ -241,6 +267,24 @@ pub trait Mounts: Send + Sync {
     /// # Errors
     /// As [`Mounts::table`].
     fn mounts_at(&self, path: &Path) -> Result<Vec<MountEntry>>;
+
+    /// The topmost mount at `path`, as it is now. Where the kernel tells of single mounts the table is
+    /// not read.
+    ///
+    /// # Errors
+    /// As [`Mounts::table`].
+    fn top_at(&self, path: &Path) -> Result<Option<MountEntry>> {
+        Ok(self.mounts_at(path)?.pop())
+    }
+
+    /// All mounts, as far as they do not change by themselves. Read anew only after the kernel has told
+    /// that somebody mounted or unmounted something.
+    ///
+    /// # Errors
+    /// As [`Mounts::table`].
+    fn places(&self) -> Result<Arc<[MountPlace]>> {
+        Ok(self.table()?.into_iter().map(MountPlace::from).collect())
+    }
 
     /// Mounts a file system.
     ///

@@ -1,9 +1,11 @@
 //! The mounts of this machine.
 
 use super::{
-    BindRequest, DeviceId, DeviceUser, MountEntry, MountRequest, MountRoot, Mounts, Unmount,
+    BindRequest, DeviceId, DeviceUser, MountEntry, MountPlace, MountRequest, MountRoot, Mounts,
+    Unmount,
     attributes::{self, Sorted},
-    create, shown, sys, table, users,
+    create, shown, statmount, sys, table, users,
+    watched::Watched,
 };
 use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};
@@ -18,7 +20,7 @@ use rustix::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,6 +30,7 @@ pub struct RealMounts {
     /// Held between "nothing is mounted there" and putting a mount there, so that two callers of
     /// this process cannot stack.
     placing: Mutex<()>,
+    places: Watched,
 }
 
 impl RealMounts {
@@ -90,6 +93,17 @@ impl Mounts for RealMounts {
     fn mounts_at(&self, path: &Path) -> Result<Vec<MountEntry>> {
         let path = resolve_parent(path);
         Ok(bottom_to_top(table::read_at(Path::new("/proc/self/mountinfo"), &path)?))
+    }
+
+    fn top_at(&self, path: &Path) -> Result<Option<MountEntry>> {
+        match statmount::top(path) {
+            Some(top) => Ok(top),
+            None => Ok(self.mounts_at(path)?.pop()),
+        }
+    }
+
+    fn places(&self) -> Result<Arc<[MountPlace]>> {
+        self.places.now()
     }
 
     fn mount(&self, request: &MountRequest) -> Result<()> {
@@ -159,7 +173,7 @@ impl Mounts for RealMounts {
         if !place.is_mount_point {
             return Err(Fault::precondition(format!("{}: nothing is mounted there", what())));
         }
-        let top = self.mounts_at(target)?.pop();
+        let top = self.top_at(target)?;
         let file_system_read_only =
             top.as_ref().is_some_and(|m| m.super_options.iter().any(|o| o == "ro"));
         let make_writable = !read_only && file_system_read_only;

@@ -87,7 +87,7 @@ fn list(field: &[u8]) -> Vec<String> {
 }
 
 /// The kernel writes space, tab, newline, backslash and `#` as `\ooo`.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((byte, after)) = rest.split_first() {

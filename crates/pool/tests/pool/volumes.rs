@@ -274,6 +274,14 @@ async fn health_tells_of_lost_data_and_records() {
     assert_eq!(broken[0].reason, "RecordUnreadable");
     let none = health.volume_health(&volume("a/none")).await.unwrap_err();
     assert_eq!(none.kind(), Kind::NotFound);
+    // Asked of all at once, in any order, in any pool: the same, each in its place.
+    let ids = ["a/none", "a/lost", "b/other", "a/fine", "a/broken", "a/lost"].map(volume);
+    let all = health.volumes_health(&ids).await;
+    assert_eq!(all.len(), ids.len());
+    for (id, found) in ids.iter().zip(all) {
+        let alone = health.volume_health(id).await;
+        assert_eq!(found.map_err(|f| f.to_string()), alone.map_err(|f| f.to_string()), "{id}");
+    }
     assert_eq!(
         backend.node_health(&volume("a/lost"), None).await.unwrap()[0].reason,
         "DataMissing"

@@ -1,7 +1,6 @@
 //! Health of volumes as the control plane sees it.
 
 use super::{ControlEngine, HealthPage, Inner, Paging, VolumeHealth, accept, token::Listing};
-use futures::{StreamExt, stream};
 use larder_model::{
     Fault, Handle, Kind, Result, VolumeId,
     backend::Health,
@@ -11,8 +10,6 @@ use std::collections::HashSet;
 
 /// Volumes looked at per step of a listing.
 const STEP: usize = 64;
-/// Volumes looked at side by side.
-const AT_ONCE: usize = 8;
 
 impl ControlEngine {
     /// ControllerGetVolumeHealth.
@@ -25,6 +22,16 @@ impl ControlEngine {
         let id = self.0.volume_id(volume_id)?;
         let findings = health.volume_health(&id).await?;
         Ok(VolumeHealth { volume_id: id, findings: distinct(findings) })
+    }
+
+    /// As [`Self::volume_health`] of each, in their order: what a page of a list tells of its volumes.
+    ///
+    /// # Errors
+    /// `Unsupported`, `Unavailable`; those of a single volume are in its place.
+    pub async fn volumes_health(&self, ids: &[VolumeId]) -> Result<Vec<Result<Vec<HealthEntry>>>> {
+        self.check_ready()?;
+        let found = self.0.health()?.volumes_health(ids).await;
+        Ok(found.into_iter().map(|found| found.map(distinct)).collect())
     }
 
     /// ControllerListVolumeHealth: only volumes that something is wrong with. A volume whose health
@@ -46,10 +53,8 @@ impl ControlEngine {
             let listed = list.list_volumes(&page).await?;
             let ids: Vec<VolumeId> = listed.items.into_iter().map(|v| v.id).collect();
             let more = listed.more.then(|| ids.last().map(|id| id.0.clone())).flatten();
-            let mut findings = stream::iter(ids)
-                .map(async |id| (findings(health, &id).await, id))
-                .buffered(AT_ONCE);
-            while let Some((found, volume_id)) = findings.next().await {
+            let findings = health.volumes_health(&ids).await.into_iter().map(told);
+            for (found, volume_id) in findings.zip(ids) {
                 if found.is_empty() {
                     continue;
                 }
@@ -77,8 +82,8 @@ impl Inner {
 }
 
 /// The findings of one volume in a listing, where a fault must not hide the other volumes.
-async fn findings(health: &dyn Health, id: &VolumeId) -> Vec<HealthEntry> {
-    match health.volume_health(id).await {
+fn told(found: Result<Vec<HealthEntry>>) -> Vec<HealthEntry> {
+    match found {
         Ok(findings) => distinct(findings),
         // Deleted meanwhile.
         Err(fault) if fault.kind() == Kind::NotFound => Vec::new(),

@@ -174,7 +174,7 @@ impl Executor {
                 let read_only = match read_only {
                     Some(read_only) => read_only,
                     None => {
-                        let top = self.host.mounts.mounts_at(path)?.pop();
+                        let top = self.host.mounts.top_at(path)?;
                         top.is_some_and(|entry| entry.is_read_only())
                     }
                 };

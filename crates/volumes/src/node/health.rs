@@ -8,7 +8,8 @@ use super::{
 };
 use larder_host::MountEntry;
 use larder_model::{
-    Kind, Result,
+    Kind, Result, VolumeId,
+    backend::Attachment,
     volume::{HealthEntry, HealthStatus},
 };
 use std::{path::Path, sync::Arc};
@@ -24,7 +25,7 @@ impl Executor {
         request: HealthRequest,
     ) -> Result<VolumeHealth> {
         let volume = request.volume.clone();
-        let (record, mut found) = self
+        let (record, found) = self
             .blocking(move |this| {
                 let record = this.store.load(&request.volume)?;
                 let found = match &record {
@@ -41,7 +42,17 @@ impl Executor {
             }
             None => (self.parse(&volume)?, None),
         };
-        found.extend(self.backend.connect().node_health(&id, attachment.as_ref()).await?);
+        self.with_backend(found, &id, attachment.as_ref()).await
+    }
+
+    /// What the mounts of a volume tell, and what its backend does.
+    pub(super) async fn with_backend(
+        &self,
+        mut found: VolumeHealth,
+        id: &VolumeId,
+        attachment: Option<&Attachment>,
+    ) -> Result<VolumeHealth> {
+        found.extend(self.backend.connect().node_health(id, attachment).await?);
         // CSI: a pair of status and reason stands once per volume.
         let mut seen = Vec::new();
         found.retain(|entry| {
@@ -52,7 +63,11 @@ impl Executor {
         Ok(found)
     }
 
-    fn mount_health(&self, record: &Record, request: &HealthRequest) -> Result<VolumeHealth> {
+    pub(super) fn mount_health(
+        &self,
+        record: &Record,
+        request: &HealthRequest,
+    ) -> Result<VolumeHealth> {
         let mut found = Vec::new();
         let Some(staged) = &record.staged else { return Ok(found) };
         match staged.phase {
@@ -118,7 +133,7 @@ impl Executor {
             }
         }
         let block = record.staged.as_ref().is_some_and(|staged| staged.terms.block);
-        let Some(top) = self.host.mounts.mounts_at(path)?.pop().filter(|_| !block) else {
+        let Some(top) = self.host.mounts.top_at(path)?.filter(|_| !block) else {
             return Ok(());
         };
         if is_deleted(&top) {

@@ -81,7 +81,7 @@ impl Executor {
                     Some(staging) if shown(staging)?.is_ours() => staging,
                     _ => path,
                 };
-                let top = this.host.mounts.mounts_at(staging)?.pop();
+                let top = this.host.mounts.top_at(staging)?;
                 let capability = VolumeCapability { access, mode: AccessMode::SingleNodeWriter };
                 Ok(Some(Staged {
                     phase: Phase::Staged,

@@ -155,13 +155,13 @@ pub(super) fn is_ours(
     {
         return Ok(true); // The device node itself, bound over a file.
     }
-    let top = host.mounts.mounts_at(path)?.pop();
+    let top = host.mounts.top_at(path)?;
     Ok(top.is_some_and(|entry| matches(shows, &entry)))
 }
 
 /// What is mounted at `path`, in words for a refusal.
 pub(super) fn described(host: &Host, path: &Path) -> String {
-    match host.mounts.mounts_at(path).map(|mut stack| stack.pop()) {
+    match host.mounts.top_at(path) {
         Ok(Some(top)) => format!("{} {} ({})", top.fs_type, top.source, top.device),
         _ => "another mount".to_owned(),
     }

@@ -411,7 +411,7 @@ impl Executor {
     /// # Errors
     /// As [`larder_host::Mounts::mounts_at`].
     pub(super) fn mounted_fs(&self, path: &Path) -> Result<Option<FsType>> {
-        let top = self.host.mounts.mounts_at(path)?.pop();
+        let top = self.host.mounts.top_at(path)?;
         Ok(top.and_then(|entry| entry.fs_type.parse().ok()))
     }
 

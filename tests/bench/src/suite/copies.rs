@@ -40,15 +40,27 @@ async fn mounted(bed: &Bed, client: &mut Client, pool: &Path) -> Result<Vec<Row>
     let extents = disk::extents(&image(pool, &volume))?;
     let note = format!("{extents} extents");
     let mut rows = Vec::new();
-    let (snapshot, _) = cut(bed, client, &volume, false).await?;
+    let (mut snapshot, mut frozen) = (Samples::default(), Samples::default());
+    for n in 0..bed.count(15, 2) {
+        // In turns with what the kernel alone takes for it: it waits until no writer is left.
+        frozen.time(|| freeze_by_hand(&at.staging))?;
+        let id = snapshot.wait(client.snapshot(&format!("frozen-{n}"), &volume)).await?;
+        client.delete_snapshot(id).await?;
+    }
+    rows.push(Row::times("copies", "freeze and thaw by hand, nothing between", &frozen));
     let row = Row::times("copies", "snapshot, mounted (frozen)", &snapshot);
     rows.push(row.at_most(most, "").note(&note));
     client.unstage(&volume, &at.staging).await?;
-    let (snapshot, clone) = cut(bed, client, &volume, true).await?;
+    let (snapshot, clone) = cut(bed, client, &volume).await?;
     rows.push(Row::times("copies", "snapshot", &snapshot).at_most(most, "").note(&note));
     rows.push(Row::times("copies", "clone", &clone).at_most(most, "").note(&note));
     client.delete(&volume).await?;
     Ok(rows)
+}
+
+fn freeze_by_hand(place: &Path) -> Result<()> {
+    bed::output(Command::new("fsfreeze").arg("--freeze").arg(place))?;
+    bed::output(Command::new("fsfreeze").arg("--unfreeze").arg(place)).map(drop)
 }
 
 /// The same amount of data in more extents. Nobody uses the volume, so what is written to its image
@@ -65,7 +77,7 @@ async fn scattered(bed: &Bed, client: &mut Client, pool: &Path) -> Result<Vec<Ro
         written = goal;
         settle(bed)?;
         let extents = disk::extents(&image)?;
-        let (snapshot, clone) = cut(bed, client, &volume, true).await?;
+        let (snapshot, clone) = cut(bed, client, &volume).await?;
         for (what, samples) in [("snapshot", &snapshot), ("clone", &clone)] {
             let row =
                 Row::times("copies", &format!("{what} of about {goal} extents more"), samples);
@@ -85,22 +97,14 @@ async fn scattered(bed: &Bed, client: &mut Client, pool: &Path) -> Result<Vec<Ro
     Ok(rows)
 }
 
-/// Snapshots, and clones where they are asked for.
-async fn cut(
-    bed: &Bed,
-    client: &mut Client,
-    volume: &Volume,
-    clones: bool,
-) -> Result<(Samples, Samples)> {
+/// Snapshots and clones, in turns.
+async fn cut(bed: &Bed, client: &mut Client, volume: &Volume) -> Result<(Samples, Samples)> {
     let (mut snapshot, mut clone) = (Samples::default(), Samples::default());
     for n in 0..bed.count(15, 2) {
         let id = snapshot.wait(client.snapshot(&format!("snapshot-{n}"), volume)).await?;
         client.delete_snapshot(id).await?;
-        if clones {
-            let name = format!("clone-{n}");
-            let copy = clone.wait(client.clone_of(&name, volume, 10 * GIB)).await?;
-            client.delete(&copy).await?;
-        }
+        let copy = clone.wait(client.clone_of(&format!("clone-{n}"), volume, 10 * GIB)).await?;
+        client.delete(&copy).await?;
     }
     Ok((snapshot, clone))
 }
