@@ -1,16 +1,15 @@
 //! Pages that fit into a message.
 //!
 //! CSI's `max_entries` 0 means "all", but callers written in Go refuse messages above 4 MiB, so a
-//! listing ends where the message gets too large, with a token, as CSI allows. That is far below their
-//! bound: while a message is put together this process has it some ten times, and of ten thousand
-//! volumes that would be more memory than everything else takes. The engine is asked for chunks; a
-//! chunk is taken whole, because only its end has a token.
+//! listing ends where the message gets too large, with a token, as CSI allows. The engine is asked
+//! for chunks; a chunk is taken whole, because only its end has a token.
 
 use larder_model::Result;
 use larder_volumes::control::Paging;
 
-/// The most bytes of entries in a message.
-const LARGEST: usize = 256 << 10;
+/// The most bytes of entries in a message: Go's limit, less room for the rest of the message and
+/// for the few bytes with which each entry is framed.
+const LARGEST: usize = (4 << 20) - (512 << 10);
 /// Entries in a chunk at first. A volume takes about 150 bytes, or 5 KiB with the largest context.
 const CHUNK: usize = 512;
 

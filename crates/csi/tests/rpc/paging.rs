@@ -74,9 +74,9 @@ async fn what_does_not_fit_into_a_message_comes_in_further_pages() {
     for client in [rig.driver.client(), rig.remote().await] {
         for max in [0, i32::MAX, 2000] {
             let pages = walk(&client, max).await;
-            assert!(pages.len() >= 40, "{}", pages.len());
+            assert!(pages.len() >= 3, "{}", pages.len());
             // Filled well: not a page for every few volumes.
-            assert!(pages.len() <= 80, "{}", pages.len());
+            assert!(pages.len() <= 6, "{}", pages.len());
             let all = pages.concat();
             assert_eq!(all.len(), 2500);
             assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "each once, in order");
