@@ -82,9 +82,8 @@ fn measure(bed: &Bed, folders: [&Path; 3]) -> Result<Vec<Row>> {
         let part = (operations / TURNS).max(1);
         let mut times: [Vec<f64>; 3] = Default::default();
         for turn in 0..bed.count(15, 2) as u64 * TURNS {
-            for place in 0..files.len() {
-                // Whoever comes first finds another disk than whoever comes last.
-                let which = ORDERS[usize::try_from(turn % 6)?][place];
+            // Whoever comes first finds another disk than whoever comes last.
+            for which in ORDERS[usize::try_from(turn % 6)?] {
                 let turn = Turn { pattern, blocks, first: turn % TURNS * part, part, seed: turn };
                 times[which].push(turn.take(&files[which])?.as_secs_f64());
             }
