@@ -7,6 +7,7 @@
 //! sanity  the official CSI conformance suite against a served pool
 //! cluster a real Kubernetes of two nodes
 //! vm      one command in a throw-away Debian machine
+//! fuzz    inputs that break what is parsed
 //! demo    build Larder and show it
 //! bench   build Larder and measure it
 //! ```
@@ -23,6 +24,7 @@ mod bench;
 mod check;
 mod cluster;
 mod demo;
+mod fuzz;
 mod proc;
 mod sanity;
 mod setup;
@@ -56,6 +58,8 @@ enum Command {
     Check(check::Args),
     /// Run the official CSI conformance suite against `larder serve`
     Sanity(sanity::Args),
+    /// Fuzz everything that is parsed, and keep the corpus
+    Fuzz(fuzz::Args),
     /// Build Larder and run its demo
     Demo(demo::Args),
     /// Build Larder and measure it against its targets
@@ -83,6 +87,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Suite(args) => test::suite::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Sanity(args) => sanity::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Cluster(args) => cluster::run(&args),

@@ -29,6 +29,9 @@
 //! - A volume is not deleted while anything on the machine has it mounted.
 
 mod check;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ground;
 mod measure;
 mod medium;

@@ -28,6 +28,9 @@
 mod btrfs;
 mod copying;
 mod devices;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod medium;
 mod mounted;

@@ -7,6 +7,9 @@
 pub mod client;
 pub mod driver;
 pub mod endpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layers;
 mod registration;
 mod reply;

@@ -73,7 +73,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Fault::io(format!("read {}", path.display()), e)),
     };
-    serde_json::from_slice(&text).map(Some).map_err(|e| {
+    json(path, &text).map(Some)
+}
+
+/// Understands `text`, which is what is at `path`.
+///
+/// # Errors
+/// `Corrupt` when it is not what is expected.
+pub fn json<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
+    serde_json::from_slice(text).map_err(|e| {
         Fault::corrupt(format!("understand the record {}", path.display())).because(e).hint(
             "it was damaged or written by a newer version; restore it from a backup or remove it \
              once its volume has been looked at",

@@ -48,6 +48,9 @@ pub mod extents;
 pub mod fake;
 pub mod filesystems;
 pub mod freeze;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group;
 pub mod held;
 pub mod image;

@@ -225,9 +225,30 @@ impl Fault {
     }
 }
 
-/// The whole story on one line: `what: cause: deeper cause (hint: …)`.
+/// The whole story on one line: `what: cause: deeper cause (hint: …)`. Control characters are escaped:
+/// causes quote what they do not understand, and a file or another program could forge lines of logs.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tell(&mut OneLine(f))
+    }
+}
+
+/// Writes text without its control characters.
+struct OneLine<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            let plain = part.trim_end_matches(char::is_control);
+            self.0.write_str(plain)?;
+            write!(self.0, "{}", part[plain.len()..].escape_debug())?;
+        }
+        Ok(())
+    }
+}
+
+impl Fault {
+    fn tell(&self, f: &mut impl fmt::Write) -> fmt::Result {
         f.write_str(&self.what)?;
         let mut cause: Option<&dyn Error> = self.source.as_deref().map(|e| e as &dyn Error);
         while let Some(error) = cause {
@@ -252,6 +273,16 @@ impl Error for Fault {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_cause_quotes_forges_no_line() {
+        let cause = std::io::Error::other("unknown field `a\nERROR all is lost\u{7f}`");
+        let fault = Fault::corrupt("read a record").because(cause).hint("ä…\t\"x\"");
+        assert_eq!(
+            fault.to_string(),
+            "read a record: unknown field `a\\nERROR all is lost\\u{7f}` (hint: ä…\\t\"x\")"
+        );
+    }
 
     #[test]
     fn a_fault_tells_what_why_and_what_to_do_on_one_line() {

@@ -36,6 +36,9 @@ mod catalog;
 mod claims;
 pub mod config;
 pub mod entry;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod groups;
 mod health;
 pub mod identity;

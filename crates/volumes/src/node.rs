@@ -32,6 +32,8 @@ mod executor;
 mod expand;
 mod flags;
 mod format;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod health;
 mod identify;
 mod inline;
@@ -49,6 +51,9 @@ mod stats;
 mod unpublish;
 mod unstage;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use fuzzing::record as fuzz;
 pub(crate) use inline::is_made_for;
 pub use inline::{InlineVolume, InlineVolumes};
 pub use limits::NodeLimits;

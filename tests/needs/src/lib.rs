@@ -44,12 +44,14 @@ pub enum Purpose {
     Sanity,
     /// Run a Kubernetes cluster.
     Cluster,
+    /// Build and run the fuzz targets.
+    Fuzz,
 }
 
 impl Purpose {
     /// All purposes.
-    pub const ALL: [Self; 6] =
-        [Self::Build, Self::Demo, Self::Test, Self::Vm, Self::Sanity, Self::Cluster];
+    pub const ALL: [Self; 7] =
+        [Self::Build, Self::Demo, Self::Test, Self::Vm, Self::Sanity, Self::Cluster, Self::Fuzz];
 }
 
 /// How to tell that a package is there without asking the package manager.
@@ -91,7 +93,7 @@ impl Need {
 }
 
 use Probe::{Command as Cmd, File};
-use Purpose::{Build, Cluster, Demo, Sanity, Test, Vm};
+use Purpose::{Build, Cluster, Demo, Fuzz, Sanity, Test, Vm};
 
 const fn need(
     package: &'static str,
@@ -106,6 +108,7 @@ const fn need(
 pub const NEEDS: &[Need] = &[
     need("gcc", Cmd("cc"), &[Build], "linking"),
     need("libc6-dev", File("/usr/include/stdlib.h"), &[Build], "linking"),
+    need("g++", Cmd("c++"), &[Fuzz], "building libFuzzer"),
     need("git", Cmd("git"), &[Test], "checks look at the files under version control"),
     need(
         "util-linux",

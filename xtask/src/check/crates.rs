@@ -39,6 +39,7 @@ const RULES: &[Rule] = &[
     Rule { name: "larder-needs",        ours: &[], never: &[] },
     Rule { name: "larder-bench",        ours: &["larder-proto"], never: &[] },
     Rule { name: "larder-cluster",      ours: &["larder-needs"], never: &[] },
+    Rule { name: "larder-fuzz",         ours: &["larder*"], never: &[] },
     Rule { name: "larder-vm",           ours: &["larder-needs"], never: &[] },
     Rule { name: "xtask",               ours: &["larder-cluster", "larder-needs", "larder-vm"], never: &[] },
 ];

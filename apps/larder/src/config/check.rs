@@ -45,8 +45,18 @@ impl Findings {
     }
 }
 
-/// Checks the settings by themselves.
+/// Checks the settings by themselves, and against what can be seen of their pools.
 pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
+    find(settings, true)
+}
+
+/// Without a look at the machine.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn check_by_itself(settings: &Settings) -> Vec<Problem> {
+    find(settings, false)
+}
+
+fn find(settings: &Settings, look: bool) -> Vec<Problem> {
     let mut found = Findings::default();
     absolute(&mut found, "stateDir", &settings.state_dir);
     absolute(&mut found, "kubeletDir", &settings.kubelet_dir);
@@ -98,7 +108,7 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
                 "there is none (hint: pools: { default: { path: /var/lib/larder } })",
             );
         }
-        match kind.map(|kind| (kind.advise)(&driver.pools)) {
+        match kind.filter(|_| look).map(|kind| (kind.advise)(&driver.pools)) {
             None => {}
             Some(Ok(advice)) => {
                 for (name, text) in advice {
@@ -120,7 +130,9 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
             {
                 found.error(at(".path"), "it overlaps stateDir");
             }
-            on_disk(&mut found, &at(".path"), name, pool);
+            if look {
+                on_disk(&mut found, &at(".path"), name, pool);
+            }
         }
     }
     found.0

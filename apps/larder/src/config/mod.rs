@@ -19,6 +19,8 @@ mod file;
 
 pub(crate) use check::check;
 pub(crate) use file::Kubernetes;
+#[cfg(feature = "fuzzing")]
+pub(crate) use check::check_by_itself;
 
 use crate::logging::LogFormat;
 use clap::{Args, ValueHint};
@@ -142,7 +144,15 @@ pub(crate) fn load(path: &Path) -> Result<Settings> {
         Fault::io(format!("read configuration {}", path.display()), e)
             .hint("write one (see docs/configuration.md), or name it with --config")
     })?;
-    settings(file::parse(&text).map_err(|f| f.during(format!("read {}", path.display())))?)
+    read(&text).map_err(|fault| fault.during(format!("read {}", path.display())))
+}
+
+/// Understands a configuration's text.
+///
+/// # Errors
+/// `Invalid` with the path of the key.
+pub(crate) fn read(text: &str) -> Result<Settings> {
+    settings(file::parse(text)?)
 }
 
 /// The settings of `larder serve`: from the file, or from flags alone.

@@ -10,12 +10,14 @@ use larder_volumes::control::{
 };
 
 /// What shall go: an id, and the credentials for it.
+#[derive(Debug)]
 pub(crate) struct Remove {
     pub(crate) id: String,
     pub(crate) secrets: Secrets,
 }
 
 /// What is asked for: an id.
+#[derive(Debug)]
 pub(crate) struct Get {
     pub(crate) id: String,
 }

@@ -25,6 +25,8 @@ mod sys;
 mod watchdog;
 
 pub use look::{Recorded, recorded};
+#[cfg(feature = "fuzzing")]
+pub(crate) use record::Record;
 pub use watchdog::main as watchdog_main;
 
 use crate::{HelperProgram, fake::FakeKernel, mounts::DeviceId};

@@ -24,7 +24,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// A freeze that is about to be, is, or was not taken back yet.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Record {
+pub(crate) struct Record {
     version: u32,
     /// A reboot thaws.
     pub(super) boot: String,
@@ -71,16 +71,25 @@ impl Record {
     }
 
     pub(super) fn read(path: &Path) -> Result<Option<Self>> {
-        let record: Option<Self> = durable::read_json(path)?;
-        match record {
-            Some(record) if record.version != 1 => Err(Fault::corrupt(format!(
-                "understand the freeze record {}: version {}",
-                path.display(),
-                record.version
-            ))
-            .hint("it was written by a newer version")),
-            record => Ok(record),
+        match std::fs::read(path) {
+            Ok(text) => Self::parse(path, &text).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Fault::io(format!("read {}", path.display()), e)),
         }
+    }
+
+    /// Understands the text of the record at `path`.
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        let record: Self = durable::json(path, text)?;
+        if record.version == 1 {
+            return Ok(record);
+        }
+        Err(Fault::corrupt(format!(
+            "understand the freeze record {}: version {}",
+            path.display(),
+            record.version
+        ))
+        .hint("it was written by a newer version"))
     }
 
     /// Opens the recorded mounts; those that are gone, or are another file system by now, are left

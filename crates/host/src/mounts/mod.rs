@@ -22,6 +22,8 @@ mod watched;
 
 pub use real::RealMounts;
 pub(crate) use statmount::of_file;
+#[cfg(feature = "fuzzing")]
+pub(crate) use table::at;
 pub use table::parse_mountinfo;
 
 use larder_model::Result;

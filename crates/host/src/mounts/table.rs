@@ -34,7 +34,7 @@ fn parsed(
     parse(&text).ok_or_else(|| Fault::internal(what()).hint("a line of it has an unknown form"))
 }
 
-fn at(text: &[u8], wanted: &Path) -> Option<Vec<MountEntry>> {
+pub(crate) fn at(text: &[u8], wanted: &Path) -> Option<Vec<MountEntry>> {
     let wanted = wanted.as_os_str().as_bytes();
     let is_there = |line: &&[u8]| match line.split(|b| *b == b' ').nth(4) {
         Some(field) if field.contains(&b'\\') => unescape(field) == wanted,

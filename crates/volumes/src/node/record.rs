@@ -276,6 +276,19 @@ impl Inline {
 }
 
 impl Record {
+    /// Refuses one of a newer version, which is at `path`.
+    pub(super) fn of_known_format(self, path: &Path) -> Result<Self> {
+        if self.format <= FORMAT {
+            return Ok(self);
+        }
+        Err(Fault::corrupt(format!(
+            "understand the record {}: it has format {}, written by a newer version",
+            path.display(),
+            self.format
+        ))
+        .hint("install that version again, or drain this node and remove the record"))
+    }
+
     /// The publication at `target`.
     pub(super) fn publication(&self, target: &Path) -> Option<&Publication> {
         self.publications.iter().find(|p| p.target == target)
@@ -344,16 +357,7 @@ impl Store {
     }
 
     fn read(&self, path: &Path) -> Result<Option<Record>> {
-        let Some(record) = durable::read_json::<Record>(path)? else { return Ok(None) };
-        if record.format > FORMAT {
-            return Err(Fault::corrupt(format!(
-                "understand the record {}: it has format {}, written by a newer version",
-                path.display(),
-                record.format
-            ))
-            .hint("install that version again, or drain this node and remove the record"));
-        }
-        Ok(Some(record))
+        durable::read_json::<Record>(path)?.map(|record| record.of_known_format(path)).transpose()
     }
 
     fn of_this_boot(&self, record: Record) -> Option<Record> {

@@ -1,0 +1,16 @@
+//! Private parsers, for `tests/fuzz`.
+
+use super::record::Record;
+use larder_host::durable;
+use larder_model::{Fault, Result};
+use std::path::Path;
+
+/// Reads a record and writes it again.
+///
+/// # Errors
+/// Those of reading.
+pub fn record(text: &[u8]) -> Result<Vec<u8>> {
+    let path = Path::new("/records/x");
+    let record = durable::json::<Record>(path, text)?.of_known_format(path)?;
+    serde_json::to_vec_pretty(&record).map_err(|e| Fault::internal("print a record").because(e))
+}
