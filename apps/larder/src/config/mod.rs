@@ -18,9 +18,9 @@ mod check;
 mod file;
 
 pub(crate) use check::check;
-pub(crate) use file::Kubernetes;
 #[cfg(feature = "fuzzing")]
 pub(crate) use check::check_by_itself;
+pub(crate) use file::Kubernetes;
 
 use crate::logging::LogFormat;
 use clap::{Args, ValueHint};
