@@ -12,7 +12,7 @@ use larder_host::{Host, LoopInfo, copy, extents, freeze::Freezer, image};
 use larder_model::{
     AccessMode, Bytes, Cx, Fault, FsType, Kind, NodeName, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
-    volume::{Attributes, Extent, Facts, FormatState, HealthEntry, Scope},
+    volume::{Attributes, Facts, FormatState, HealthEntry, Scope},
 };
 use larder_pool::{
     Blocks, Entry, Medium, Origin, Part, Plan, PlanRequest, Pool, PoolConfig, PoolTraits,
@@ -25,6 +25,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// How many bytes of two images are compared before an answer is given: seconds.
+const LOOK: u64 = 256 << 20;
 
 /// The name of the image in a volume's or snapshot's folder.
 pub(crate) const IMAGE: &str = "image";
@@ -334,7 +337,7 @@ impl Medium for LoopMedium {
         base: Option<&SnapshotEntry>,
         target: &SnapshotEntry,
         wanted: Blocks,
-    ) -> Result<Vec<Extent>> {
+    ) -> Result<extents::Told> {
         let Blocks { offset, max } = wanted;
         let size = target.record.size;
         let image = Image::sound(&target.data, size)?;
@@ -342,7 +345,7 @@ impl Medium for LoopMedium {
             return extents::allocated(&image.path, size.get(), offset, max);
         };
         let before = Image::sound(&base.data, base.record.size)?;
-        extents::changed(&before.path, &image.path, size.get(), offset, max)
+        extents::changed(&before.path, &image.path, size.get(), offset, max, LOOK)
     }
 
     fn grow(&self, _pool: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {

@@ -29,13 +29,17 @@ async fn pages(
     let blocks = driver.backend.changed_blocks().unwrap();
     let (mut all, mut at): (Vec<Extent>, u64) = (Vec::new(), 0);
     loop {
-        let (page, size) = blocks.extents(base, target, at, max).await?;
+        let found = blocks.extents(base, target, at, max).await?;
+        let (page, size) = (found.extents, found.size);
         assert!(page.len() <= max);
-        let Some(last) = page.last() else { return Ok((all, size)) };
-        assert!(page[0].offset >= at);
-        at = last.offset + last.length;
-        assert!(at <= size.get());
+        assert!(page.first().is_none_or(|first| first.offset >= at));
+        assert!(page.last().is_none_or(|last| last.offset + last.length <= found.next));
+        assert!(found.next <= size.get() && (found.next > at || at == size.get()));
         all.extend(page);
+        at = found.next;
+        if at == size.get() {
+            return Ok((all, size));
+        }
     }
 }
 

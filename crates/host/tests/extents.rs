@@ -52,6 +52,19 @@ enum Write {
     Sync,
 }
 
+fn changed(base: &Path, target: &Path, size: u64, at: u64, max: usize) -> Vec<Extent> {
+    told(extents::changed(base, target, size, at, max, u64::MAX).unwrap(), size, max)
+}
+fn allocated(file: &Path, size: u64, at: u64, max: usize) -> Vec<Extent> {
+    told(extents::allocated(file, size, at, max).unwrap(), size, max)
+}
+/// It goes on behind the last that was wanted, or is at the end.
+fn told(told: extents::Told, size: u64, max: usize) -> Vec<Extent> {
+    let end = told.extents.last().map_or(0, |last| last.offset + last.length);
+    assert!(told.next == size || (told.extents.len() == max && told.next == end), "{told:?}");
+    told.extents
+}
+
 fn write() -> impl Strategy<Value = Write> {
     // Mostly whole blocks, as file systems write; sometimes any bytes.
     let place = prop_oneof![
@@ -224,13 +237,28 @@ fn check(ground: Ground, dir: &Path, before: &[Write], after: &[Write], max: usi
     let (old, new) = (fs::read(&base).unwrap(), fs::read(&target).unwrap());
     let size = new.len() as u64;
     let from = from.min(size);
-    let changes = |at, max| extents::changed(&base, &target, size, at, max).unwrap();
+    let changes = |at, max| changed(&base, &target, size, at, max);
     let all = changes(0, usize::MAX);
     let told = marked(&all, size);
     for (n, byte) in new.iter().enumerate() {
         let was = old.get(n).copied().unwrap_or(0);
         assert!(*byte == was || told[n], "byte {n} changed from {was} to {byte}: {all:?}");
     }
+    // In steps of one read each, every byte is told of as at once.
+    let (mut at, mut in_steps) = (0, vec![false; told.len()]);
+    while at < size {
+        let part = extents::changed(&base, &target, size, at, usize::MAX, 1).unwrap();
+        assert!(part.next > at && part.next <= size, "{part:?} from {at} of {size}");
+        assert!(part.extents.last().is_none_or(|last| last.offset + last.length <= part.next));
+        let marks = marked(&part.extents, size);
+        in_steps.iter_mut().zip(marks).for_each(|(step, mark)| *step |= mark);
+        at = part.next;
+    }
+    let missed = in_steps
+        .iter()
+        .zip(new.iter().enumerate())
+        .position(|(step, (n, byte))| !step && *byte != old.get(n).copied().unwrap_or(0));
+    assert_eq!(missed, None, "a change is missed where it is looked in steps");
     // What nobody touched is not told of, but for the blocks at the edges.
     let mut near = vec![false; usize::try_from(size).unwrap()];
     for (start, end) in touched {
@@ -252,7 +280,7 @@ fn check(ground: Ground, dir: &Path, before: &[Write], after: &[Write], max: usi
     }
     check_pages(&all, size, max, from, changes);
 
-    let holds = |at, max| extents::allocated(&target, size, at, max).unwrap();
+    let holds = |at, max| allocated(&target, size, at, max);
     let all = holds(0, usize::MAX);
     let told = marked(&all, size);
     let lost = new.iter().zip(&told).position(|(byte, told)| *byte != 0 && !told);
@@ -288,12 +316,12 @@ fn what_is_not_written_out_yet_is_told_of(
     file.set_len(LARGEST).unwrap();
     fallocate(&file, FallocateFlags::empty(), 0, LARGEST / 2).unwrap();
     file.sync_all().unwrap();
-    assert_eq!(extents::allocated(&image, LARGEST, 0, 9).unwrap(), [], "reserved, never written");
+    assert_eq!(allocated(&image, LARGEST, 0, 9), [], "reserved, never written");
     // Into reserved space and into a hole; still only in memory.
     for at in [1 << 20, 2 << 20] {
         file.write_all_at(&[1; 8192], at).unwrap();
     }
-    let told = extents::allocated(&image, LARGEST, 0, 9).unwrap();
+    let told = allocated(&image, LARGEST, 0, 9);
     let wanted = [1 << 20, 2 << 20].map(|offset| Extent { offset, length: 8192 });
     assert_eq!(told, wanted);
 }
@@ -306,8 +334,8 @@ fn a_file_that_cannot_be_read_is_an_error_and_never_unchanged() {
     let folder = scratch.dir("folder");
     for other in [&absent, &folder] {
         extents::allocated(other, 4, 0, 1).unwrap_err();
-        extents::changed(other, &there, 4, 0, 1).unwrap_err();
-        extents::changed(&there, other, 4, 0, 1).unwrap_err();
+        extents::changed(other, &there, 4, 0, 1, 1).unwrap_err();
+        extents::changed(&there, other, 4, 0, 1, 1).unwrap_err();
     }
 }
 
@@ -332,19 +360,17 @@ fn a_fragmented_image_is_told_of_in_pages(#[values(Ground::Xfs, Ground::Btrfs)] 
     ground.cut(&image, &target);
 
     let begun = Instant::now();
-    let all = extents::allocated(&target, size, 0, usize::MAX).unwrap();
+    let all = allocated(&target, size, 0, usize::MAX);
     let allocated = begun.elapsed();
     assert_eq!(all.len() as u64, PIECES);
     let begun = Instant::now();
-    let changed = extents::changed(&base, &target, size, 0, usize::MAX).unwrap();
+    let differ = changed(&base, &target, size, 0, usize::MAX);
     let compared = begun.elapsed();
     let wanted: Vec<_> =
         (0..PIECES).step_by(7).map(|n| Extent { offset: n * 2 * BLOCK, length: BLOCK }).collect();
-    assert_eq!(changed, wanted);
+    assert_eq!(differ, wanted);
     println!("{ground:?}: {PIECES} extents allocated {allocated:?}, compared {compared:?}");
-    check_pages(&changed, size, 500, size / 3, |at, max| {
-        extents::changed(&base, &target, size, at, max).unwrap()
-    });
+    check_pages(&differ, size, 500, size / 3, |at, max| changed(&base, &target, size, at, max));
     assert!(compared < Duration::from_secs(20), "{compared:?}");
 }
 
@@ -376,7 +402,7 @@ fn no_change_is_missed_while_a_btrfs_moves_its_data() {
     let mut looked = 0;
     while !moved.is_finished() || looked < 5 {
         let size = blocks * BLOCK;
-        let told = marked(&extents::changed(&base, &target, size, 0, usize::MAX).unwrap(), size);
+        let told = marked(&changed(&base, &target, size, 0, usize::MAX), size);
         let missed = (0..blocks).step_by(5).find(|n| !told[usize::try_from(n * BLOCK).unwrap()]);
         assert_eq!(missed, None);
         looked += 1;

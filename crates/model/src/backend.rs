@@ -362,8 +362,9 @@ pub trait Groups: Send + Sync {
 /// Changed block tracking between snapshots of block volumes.
 #[async_trait]
 pub trait ChangedBlocks: Send + Sync {
-    /// Up to `max` extents that hold data (or differ from `base`) and end after `offset`, ascending,
-    /// not overlapping; and the volume's size. Never misses a change; may report more.
+    /// Up to `max` extents that hold data (or differ from `base`) and end after `offset`. Never misses a
+    /// change; may report more. Looks for seconds at most and tells how far it came: a caller that has
+    /// gone must not keep storage busy for hours.
     ///
     /// # Errors
     /// `NotFound`, `OutOfRange` (offset), `Precondition` (not tracked: back up in full).
@@ -373,7 +374,19 @@ pub trait ChangedBlocks: Send + Sync {
         target: &SnapshotId,
         offset: u64,
         max: usize,
-    ) -> Result<(Vec<Extent>, Bytes)>;
+    ) -> Result<FoundExtents>;
+}
+
+/// What [`ChangedBlocks::extents`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundExtents {
+    /// Ascending, not overlapping.
+    pub extents: Vec<Extent>,
+    /// The volume's size.
+    pub size: Bytes,
+    /// All before this byte is told of; the volume's size at the end. Always beyond the `offset` that
+    /// was asked for, but at the end.
+    pub next: u64,
 }
 
 /// Health as the control plane sees it.

@@ -12,7 +12,11 @@ use crate::{
     pool::Pool,
 };
 use async_trait::async_trait;
-use larder_model::{Bytes, Fault, Result, SnapshotId, backend::ChangedBlocks, volume::Extent};
+use larder_host::extents::Told;
+use larder_model::{
+    Fault, Result, SnapshotId,
+    backend::{ChangedBlocks, FoundExtents},
+};
 
 impl<M: Medium> Core<M> {
     fn blocks(
@@ -20,7 +24,7 @@ impl<M: Medium> Core<M> {
         base: Option<&SnapshotId>,
         target: &SnapshotId,
         wanted: Blocks,
-    ) -> Result<(Vec<Extent>, Bytes)> {
+    ) -> Result<FoundExtents> {
         let pool = self.places.get(target.pool())?;
         if let Some(base) = base.filter(|base| base.pool() != target.pool()) {
             return Err(Fault::invalid(format!(
@@ -37,14 +41,15 @@ impl<M: Medium> Core<M> {
                     wanted.offset
                 )));
             }
-            let extents = self.medium.blocks(&pool, before.as_ref(), &now, wanted);
+            let told = self.medium.blocks(&pool, before.as_ref(), &now, wanted);
             // Gone, or another by now: that is what to say, whatever was read.
             for entry in before.iter().chain([&now]) {
                 if find(&entry.id)?.record.id != entry.record.id {
                     return Err(gone(&entry.id));
                 }
             }
-            Ok((extents?, size))
+            let Told { extents, next } = told?;
+            Ok(FoundExtents { extents, size, next })
         };
         work().map_err(|fault| {
             pool.explain(fault).during(format!("tell the blocks of snapshot {target}"))
@@ -68,7 +73,7 @@ impl<M: Medium> ChangedBlocks for LocalBackend<M> {
         target: &SnapshotId,
         offset: u64,
         max: usize,
-    ) -> Result<(Vec<Extent>, Bytes)> {
+    ) -> Result<FoundExtents> {
         let (base, target) = (base.cloned(), target.clone());
         self.run(move |core| core.blocks(base.as_ref(), &target, Blocks { offset, max })).await
     }

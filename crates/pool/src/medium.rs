@@ -28,10 +28,11 @@ use crate::{
     pool::Pool,
     record::medium_value,
 };
+use larder_host::extents::Told;
 use larder_model::{
     Bytes, Cx, Fault, Params, PoolName, Result, VolumeId,
     backend::{Attachment, ConnectRequest, Parameter, Source},
-    volume::{Attributes, Extent, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
+    volume::{Attributes, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -149,7 +150,7 @@ pub trait Medium: Send + Sync + 'static {
         base: Option<&SnapshotEntry>,
         target: &SnapshotEntry,
         wanted: Blocks,
-    ) -> Result<Vec<Extent>> {
+    ) -> Result<Told> {
         let _ = (pool, base, target, wanted);
         Err(Fault::unsupported(format!("tell the blocks of {} snapshots", self.kind())))
     }

@@ -4,7 +4,8 @@
 //! - **Back-pressure**: the next page is read when the caller has taken the one before; nothing
 //!   piles up for a caller that stores slowly.
 //! - **Resume**: a caller that lost its stream asks again from the byte after the last extent.
-//! - **Cancel**: a caller that goes away drops the stream; at most one page is read for nobody.
+//! - **Cancel**: a caller that goes away drops the stream; at most one page is read for nobody, and no
+//!   page takes longer than seconds.
 //! - **Complete** is only a stream that ends without an error, so every fault ends it with one,
 //!   also a panic.
 
@@ -38,7 +39,11 @@ impl Services {
         let query = self.accept(request)?;
         // The first page is read here: a refusal is the call's own answer.
         let pages = self.control.blocks(query).await.map_err(|fault| status(&fault))?;
-        let messages = self.clone().on_tasks(pages).map(move |page| match page {
+        // Empty ones only give way: to a caller that has gone, and to a stop.
+        let pages = self.clone().on_tasks(pages).filter(|page| {
+            std::future::ready(page.as_ref().map_or(true, |page| !page.extents.is_empty()))
+        });
+        let messages = pages.map(move |page| match page {
             Ok(page) => {
                 let (size, blocks) = reply::blocks(page);
                 Ok(message(size, blocks))

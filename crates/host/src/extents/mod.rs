@@ -40,12 +40,21 @@ const ATTEMPTS: u32 = 3;
 const XFS: i64 = 0x5846_5342;
 const BTRFS: i64 = 0x9123_683E;
 
+/// What was found, up to where it was looked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Ascending, none touching another.
+    pub extents: Vec<Extent>,
+    /// All before this byte is told of. Whoever asks on from here is told the rest.
+    pub next: u64,
+}
+
 /// Up to `max` runs of bytes of `file` that hold data, from `offset` to `size`, ascending, none
 /// touching another. Space that is reserved and was never written holds none.
 ///
 /// # Errors
 /// See [`Fault::io`].
-pub fn allocated(file: &Path, size: u64, offset: u64, max: usize) -> Result<Vec<Extent>> {
+pub fn allocated(file: &Path, size: u64, offset: u64, max: usize) -> Result<Told> {
     let target = image::open(file, true)?;
     let mut found = Found::new(max);
     let mut map = Map::new(&target, offset, size)?;
@@ -54,15 +63,16 @@ pub fn allocated(file: &Path, size: u64, offset: u64, max: usize) -> Result<Vec<
             found.add(run.start, run.end);
         }
         if found.is_full(run.end) {
-            break;
+            return Ok(found.finish());
         }
     }
-    Ok(found.finish())
+    Ok(found.finish_at(size))
 }
 
 /// Up to `max` runs of bytes in which `target` may differ from `base`, from `offset` to `size`,
 /// ascending, none touching another. Nobody may write to either file. What is beyond a file's end
-/// counts as zeros.
+/// counts as zeros. Where bytes have to be compared, it ends after `look` of them, so that no call
+/// reads for hours.
 ///
 /// # Errors
 /// See [`Fault::io`].
@@ -72,17 +82,24 @@ pub fn changed(
     size: u64,
     offset: u64,
     max: usize,
-) -> Result<Vec<Extent>> {
+    look: u64,
+) -> Result<Told> {
     let files = (image::open(base, true)?, image::open(target, true)?);
     let mut by_address = addresses_tell(&files.0, &files.1)?;
     let mut attempts = 0;
     loop {
         let mut maps = (Map::new(&files.0, offset, size)?, Map::new(&files.1, offset, size)?);
-        let found = compare((&files.0, &mut maps.0), (&files.1, &mut maps.1), by_address, max)
+        let mut found = Found::new(max);
+        let sides = ((&files.0, &mut maps.0), (&files.1, &mut maps.1));
+        let stopped = compare(sides.0, sides.1, by_address, look, &mut found)
             .map_err(|fault| during(fault, target))?;
         // By bytes it makes no difference where they are.
         if !by_address || (maps.0.still_holds()? && maps.1.still_holds()?) {
-            return Ok(found);
+            return Ok(match stopped {
+                Stop::Full => found.finish(),
+                Stop::At(byte) => found.finish_at(byte),
+                Stop::End => found.finish_at(size),
+            });
         }
         attempts += 1;
         by_address = attempts < ATTEMPTS;
@@ -92,13 +109,23 @@ pub fn changed(
 /// A file and what it is made of.
 type Side<'a, 'b> = (&'a File, &'b mut Map<'a>);
 
+/// Why a comparison is over.
+enum Stop {
+    /// All that was wanted is found.
+    Full,
+    /// Enough was read; all before this byte is known.
+    At(u64),
+    /// There is no more.
+    End,
+}
+
 fn compare(
     base: Side<'_, '_>,
     target: Side<'_, '_>,
     by_address: bool,
-    max: usize,
-) -> Result<Vec<Extent>> {
-    let mut found = Found::new(max);
+    look: u64,
+    found: &mut Found,
+) -> Result<Stop> {
     let mut reader = None;
     let (mut left, mut right) = (base.1.next()?, target.1.next()?);
     while let (Some(a), Some(b)) = (left, right) {
@@ -107,19 +134,19 @@ fn compare(
             Verdict::Same => {}
             Verdict::Changed => found.add(b.start, end),
             Verdict::Look => {
-                let reader = reader.get_or_insert_with(Reader::new);
-                if reader.compare((base.0, a), (target.0, b), end, &mut found)? {
-                    break;
+                let reader = reader.get_or_insert_with(|| Reader::new(look));
+                if let Some(stop) = reader.compare((base.0, a), (target.0, b), end, found)? {
+                    return Ok(stop);
                 }
             }
         }
         if found.is_full(end) {
-            break;
+            return Ok(Stop::Full);
         }
         left = if a.end == end { base.1.next()? } else { Some(a.from(end)) };
         right = if b.end == end { target.1.next()? } else { Some(b.from(end)) };
     }
-    Ok(found.finish())
+    Ok(Stop::End)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,32 +189,38 @@ fn addresses_tell(base: &File, target: &File) -> Result<bool> {
 struct Reader {
     base: Vec<u8>,
     target: Vec<u8>,
+    /// How much may be read still. The first read is always made: whoever asks on gets on.
+    left: u64,
 }
 
 impl Reader {
-    fn new() -> Self {
-        Self { base: vec![0; BUFFER], target: vec![0; BUFFER] }
+    fn new(look: u64) -> Self {
+        Self { base: vec![0; BUFFER], target: vec![0; BUFFER], left: look.max(1) }
     }
 
-    /// Adds the blocks that differ between two runs, up to `end`; true: no more are wanted.
+    /// Adds the blocks that differ between two runs, up to `end`; None: all is seen and more is wanted.
     fn compare(
         &mut self,
         base: (&File, Run),
         target: (&File, Run),
         end: u64,
         found: &mut Found,
-    ) -> Result<bool> {
+    ) -> Result<Option<Stop>> {
         let mut at = target.1.start;
         while at < end {
+            if self.left == 0 {
+                return Ok(Some(Stop::At(at)));
+            }
             // Reads begin where blocks do.
             let most = BUFFER as u64 - at % GRAIN;
             let length = usize::try_from((end - at).min(most)).unwrap_or(BUFFER);
             read(base, at, &mut self.base[..length])?;
             read(target, at, &mut self.target[..length])?;
+            self.left = self.left.saturating_sub(length as u64);
             if self.base[..length] == self.target[..length] {
                 at += length as u64;
                 if found.is_full(at) {
-                    return Ok(true);
+                    return Ok(Some(Stop::Full));
                 }
                 continue;
             }
@@ -201,12 +234,12 @@ impl Reader {
                 }
                 done = next;
                 if found.is_full(at + done as u64) {
-                    return Ok(true);
+                    return Ok(Some(Stop::Full));
                 }
             }
             at += length as u64;
         }
-        Ok(false)
+        Ok(None)
     }
 }
 
@@ -262,10 +295,21 @@ impl Found {
         }
     }
 
-    fn finish(mut self) -> Vec<Extent> {
+    /// Full: the rest begins behind the last one.
+    fn finish(mut self) -> Told {
         self.close();
         self.extents.truncate(self.max);
-        self.extents
+        let next = self.extents.last().map_or(0, |last| last.offset + last.length);
+        Told { extents: self.extents, next }
+    }
+
+    /// All before `next` is looked at.
+    fn finish_at(mut self, next: u64) -> Told {
+        self.close();
+        if self.extents.len() > self.max {
+            return self.finish();
+        }
+        Told { extents: self.extents, next }
     }
 }
 

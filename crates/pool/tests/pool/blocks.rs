@@ -1,7 +1,7 @@
 //! Blocks of snapshots that come and go while they are read.
 
 use crate::support::{Bench, Calls, snapshot, spec};
-use larder_model::{Kind, Provision, volume::Extent};
+use larder_model::{Kind, Provision, backend::FoundExtents, volume::Extent};
 use std::fs;
 
 #[tokio::test]
@@ -21,10 +21,11 @@ async fn a_snapshot_that_is_replaced_while_it_is_read_is_not_mistaken_for_the_ot
             backend.cut("a/new", "a/v").await.unwrap();
             let blocks = backend.changed_blocks().unwrap();
             let (old, new) = (snapshot("a/old"), snapshot("a/new"));
-            let (told, size) = blocks.extents(Some(&old), &new, 0, 9).await.unwrap();
+            let FoundExtents { extents: told, size, .. } =
+                blocks.extents(Some(&old), &new, 0, 9).await.unwrap();
             assert_eq!(told, [1, 3].map(|offset| Extent { offset, length: 1 }));
             assert_eq!(size, larder_model::Bytes::gib(1));
-            let (told, _) = blocks.extents(Some(&old), &new, 2, 9).await.unwrap();
+            let told = blocks.extents(Some(&old), &new, 2, 9).await.unwrap().extents;
             assert_eq!(told, [Extent { offset: 3, length: 1 }]);
 
             let (other, runtime) = (backend.clone(), tokio::runtime::Handle::current());

@@ -2,7 +2,7 @@
 //! that stands for what media keep elsewhere (quota ids, devices). A ticket without its volume is a
 //! leak, and so is a volume without its ticket.
 
-use larder_host::{BindRequest, HelperProgram, Host, MountRequest, Unmount};
+use larder_host::{BindRequest, HelperProgram, Host, MountRequest, Unmount, extents::Told};
 use larder_model::{
     AccessMode, AccessType, Backend, Bytes, CapacityRange, Cx, Fault, MountAccess, Params,
     PoolName, Provision, Result, Secrets, SnapshotId, VolumeCapability, VolumeId,
@@ -180,7 +180,7 @@ impl Medium for FakeMedium {
         base: Option<&SnapshotEntry>,
         target: &SnapshotEntry,
         wanted: Blocks,
-    ) -> Result<Vec<Extent>> {
+    ) -> Result<Told> {
         let hook = self.knobs().while_copying.take();
         if let Some(mut hook) = hook {
             hook();
@@ -191,7 +191,12 @@ impl Medium for FakeMedium {
         let (now, before) = (now.map_err(what())?, before.map_err(what())?.unwrap_or_default());
         let differs = |n: &usize| before.get(*n) != now.get(*n) && *n as u64 >= wanted.offset;
         let extents = (0..now.len()).filter(differs).take(wanted.max);
-        Ok(extents.map(|n| Extent { offset: n as u64, length: 1 }).collect())
+        let extents: Vec<_> = extents.map(|n| Extent { offset: n as u64, length: 1 }).collect();
+        let next = match extents.last() {
+            Some(last) if extents.len() == wanted.max => last.offset + 1,
+            _ => target.record.size.get(),
+        };
+        Ok(Told { extents, next })
     }
     fn grow(&self, _: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {
         Self::write(&volume.data.join("grown"), size.to_string().as_bytes())?;

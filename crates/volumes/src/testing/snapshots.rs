@@ -7,8 +7,8 @@ use super::{
 };
 use async_trait::async_trait;
 use larder_model::{
-    Bytes, Cx, Fault, Params, Result, Secrets, SnapshotId, VolumeId,
-    backend::{ChangedBlocks, Groups, Health, Snapshots},
+    Cx, Fault, Params, Result, Secrets, SnapshotId, VolumeId,
+    backend::{ChangedBlocks, FoundExtents, Groups, Health, Snapshots},
     volume::{Extent, GroupSnapshot, HealthEntry, Listed, Page, Snapshot, SnapshotSpec},
 };
 use std::collections::BTreeSet;
@@ -180,7 +180,7 @@ impl ChangedBlocks for MemoryBackend {
         target: &SnapshotId,
         offset: u64,
         max: usize,
-    ) -> Result<(Vec<Extent>, Bytes)> {
+    ) -> Result<FoundExtents> {
         let work = async {
             let store = self.store();
             let find = |id: &SnapshotId| {
@@ -196,7 +196,13 @@ impl ChangedBlocks for MemoryBackend {
                 .filter(|(number, tag)| base.is_none_or(|base| base.data.get(number) != Some(tag)));
             let extents = changed.map(|(n, _)| Extent { offset: n * BLOCK, length: BLOCK });
             let wanted = extents.filter(|e| e.offset + e.length > offset).take(max);
-            Ok((wanted.collect(), target.snapshot.size))
+            let extents: Vec<_> = wanted.collect();
+            let size = target.snapshot.size;
+            let next = match extents.last() {
+                Some(last) if extents.len() == max => last.offset + last.length,
+                _ => size.get(),
+            };
+            Ok(FoundExtents { extents, size, next })
         };
         self.injections.call("extents", work).await
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::BLOCK;
 use futures::StreamExt;
-use larder_model::volume::Extent;
+use larder_model::{backend::FoundExtents, volume::Extent};
 
 fn query(base: Option<&str>, snapshot: &str) -> QueryBlocks {
     QueryBlocks {
@@ -21,7 +21,8 @@ async fn read(engine: &ControlEngine, query: QueryBlocks) -> Result<(Vec<u64>, u
         let page = page?;
         assert_eq!(page.volume_capacity, Bytes::mib(1));
         numbers.extend(page.extents.iter().map(|e| e.offset / BLOCK));
-        pages += 1;
+        // An empty one only gives way; callers are not told of it.
+        pages += usize::from(!page.extents.is_empty());
     }
     Ok((numbers, pages))
 }
@@ -109,9 +110,9 @@ async fn a_fault_in_the_middle_ends_the_stream_with_it() {
 }
 
 /// A backend whose extents are given by the test.
-struct Wrong(MemoryBackend, Vec<Extent>);
+struct Given(MemoryBackend, Box<dyn Fn(u64) -> FoundExtents + Send + Sync>);
 
-mod wrong {
+mod given {
     use super::*;
     use larder_model::{
         Provision,
@@ -120,9 +121,9 @@ mod wrong {
     };
 
     #[async_trait]
-    impl Backend for Wrong {
+    impl Backend for Given {
         fn kind(&self) -> &'static str {
-            "wrong"
+            "given"
         }
         fn facts(&self) -> &Facts {
             self.0.facts()
@@ -149,7 +150,7 @@ mod wrong {
     }
 
     #[async_trait]
-    impl Provision for Wrong {
+    impl Provision for Given {
         async fn ensure_volume(&self, spec: &VolumeSpec, cx: &Cx) -> Result<Volume> {
             self.0.provision().ensure_volume(spec, cx).await
         }
@@ -171,23 +172,57 @@ mod wrong {
     }
 
     #[async_trait]
-    impl ChangedBlocks for Wrong {
+    impl ChangedBlocks for Given {
         async fn extents(
             &self,
             _: Option<&SnapshotId>,
             _: &SnapshotId,
-            _: u64,
+            offset: u64,
             _: usize,
-        ) -> Result<(Vec<Extent>, Bytes)> {
-            Ok((self.1.clone(), Bytes::mib(1)))
+        ) -> Result<FoundExtents> {
+            Ok((self.1)(offset))
         }
     }
+}
+
+/// An engine with a snapshot `default/s` of which the test tells the extents.
+async fn given(tell: impl Fn(u64) -> FoundExtents + Send + Sync + 'static) -> ControlEngine {
+    let backend = Arc::new(Given(Memory::default().build(), Box::new(tell)));
+    let engine = ControlEngine::new(backend, Claims::new(), None);
+    engine.start().await.unwrap();
+    make(&engine, "a").await;
+    engine.create_snapshot(snapshot("s", "default/a")).await.unwrap();
+    engine
+}
+
+#[tokio::test]
+async fn a_long_look_gives_way_and_marks_how_far_it_came() {
+    const GIB: u64 = 1 << 30;
+    let size = Bytes::new(40 * GIB);
+    let engine = given(move |offset| FoundExtents {
+        extents: Vec::new(),
+        size,
+        next: (offset + GIB).min(size.get()),
+    });
+    let mut stream = engine.await.blocks(query(None, "default/s")).await.unwrap();
+    let mut pages = Vec::new();
+    while let Some(page) = stream.next().await {
+        pages.push(page.unwrap().extents);
+    }
+    assert_eq!(pages.len(), 40, "one for each look, so that a caller that has gone is noticed");
+    let told: Vec<_> = pages.into_iter().flatten().collect();
+    let mark = |end: u64| Extent { offset: end - 4096, length: 4096 };
+    assert_eq!(told, [mark(16 * GIB), mark(32 * GIB)], "a caller that is cut goes on from there");
 }
 
 #[tokio::test]
 async fn extents_from_which_no_backup_could_be_restored_are_never_passed_on() {
     let extent = |offset, length| Extent { offset, length };
+    let ends = |extents: &[Extent]| {
+        extents.last().map_or(0, |last| last.offset.saturating_add(last.length))
+    };
     for (what, extents) in [
+        ("nothing, and no way on", Vec::new()),
         ("backwards", vec![extent(8192, 4096), extent(0, 4096)]),
         ("overlapping", vec![extent(0, 8192), extent(4096, 8192)]),
         ("empty", vec![extent(0, 0)]),
@@ -195,12 +230,10 @@ async fn extents_from_which_no_backup_could_be_restored_are_never_passed_on() {
         ("beyond all numbers", vec![extent(u64::MAX, 2)]),
         ("the same again in the next page", vec![extent(0, 4096)]),
     ] {
-        let memory = Memory::default().build();
-        let backend = Arc::new(Wrong(memory, extents));
-        let engine = ControlEngine::new(backend, Claims::new(), None);
-        engine.start().await.unwrap();
-        make(&engine, "a").await;
-        engine.create_snapshot(snapshot("s", "default/a")).await.unwrap();
+        let size = Bytes::mib(1);
+        let engine =
+            given(move |_| FoundExtents { next: ends(&extents), extents: extents.clone(), size });
+        let engine = engine.await;
         let result = read(&engine, query(None, "default/s")).await;
         assert_eq!(kind(result), Kind::Internal, "{what}");
     }
