@@ -300,7 +300,11 @@ mod tests {
 
     #[test]
     fn the_install_command_names_every_package_once() {
-        let needs = [NEEDS[0], NEEDS[2], NEEDS[0]];
-        assert_eq!(install_command(&needs), "apt-get install -y --no-install-recommends gcc git");
+        let (one, other) = (
+            need("git", Cmd("git"), &[Build], "a test"),
+            need("gcc", Cmd("cc"), &[Build], "a test"),
+        );
+        let command = install_command(&[one, other, one]);
+        assert_eq!(command, "apt-get install -y --no-install-recommends gcc git");
     }
 }
