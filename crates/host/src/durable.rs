@@ -265,13 +265,38 @@ pub fn sweep_temporary_of(dir: &Path, ending: &str) -> Result<usize> {
     Ok(removed)
 }
 
+/// As [`sweep_temporary`] for a directory in which several processes write: only what a process left that
+/// is gone, or one before us that had our number. With no write of this process under way. Where a
+/// process of another container is taken for gone, its write fails and changes nothing.
+///
+/// # Errors
+/// See [`Fault::io`].
+pub fn sweep_abandoned(dir: &Path) -> Result<()> {
+    let what = || format!("look for left-overs in {}", dir.display());
+    for entry in std::fs::read_dir(dir).map_err(|e| Fault::io(what(), e))? {
+        let entry = entry.map_err(|e| Fault::io(what(), e))?;
+        let name = entry.file_name();
+        let Some((_, writer)) = name.to_str().and_then(temporary) else { continue };
+        let ours = writer == u128::from(std::process::id());
+        if ours || !Path::new("/proc").join(writer.to_string()).exists() {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// What [`temporary_name`] kept of the name that was to be written; None for names it never gives.
-fn written(temporary: &str) -> Option<&str> {
-    let (kept, numbers) = temporary.strip_prefix('.')?.rsplit_once(TEMPORARY)?;
+fn written(name: &str) -> Option<&str> {
+    temporary(name).map(|(kept, _)| kept)
+}
+
+/// The same with the process that was writing.
+fn temporary(name: &str) -> Option<(&str, u128)> {
+    let (kept, numbers) = name.strip_prefix('.')?.rsplit_once(TEMPORARY)?;
     let mut numbers = numbers.split('-');
     let mut number = |radix| u128::from_str_radix(numbers.next()?, radix).ok();
-    let (_process, _count, _time) = (number(10)?, number(10)?, number(16)?);
-    numbers.next().is_none().then_some(kept)
+    let (process, _count, _time) = (number(10)?, number(10)?, number(16)?);
+    numbers.next().is_none().then_some((kept, process))
 }
 
 fn parent(path: &Path) -> Result<&Path> {

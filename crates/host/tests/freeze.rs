@@ -417,3 +417,19 @@ fn a_fake_kernel_freezes_all_or_none() {
     freezer.freeze(&[a, b], LONG).unwrap_err();
     assert_eq!(kernel.frozen(), Vec::<PathBuf>::new());
 }
+
+#[test]
+fn records_that_were_cut_while_they_were_written_go_and_those_that_are_being_written_stay() {
+    let scratch = Scratch::new();
+    let records = scratch.dir("records");
+    let cut = |writer: u32| records.join(format!(".1-2-3.freeze.json.tmp-{writer}-0-1a"));
+    // Beyond what the kernel gives; the first process; ours, as a container's always is.
+    let (gone, lives, before) = (cut(u32::MAX), cut(1), cut(std::process::id()));
+    let other = records.join(".not-ours.tmp");
+    for path in [&gone, &lives, &before, &other] {
+        fs::write(path, "{").unwrap();
+    }
+    assert_eq!(freezer(&scratch).recover().unwrap(), Vec::<PathBuf>::new());
+    assert!(!gone.exists() && !before.exists());
+    assert!(lives.exists() && other.exists());
+}

@@ -140,6 +140,10 @@ pub(super) fn recover(dir: &Path) -> Result<Vec<PathBuf>> {
             first = first.or(Some(fault));
         }
     }
+    // Records that were cut while they were written: nothing is frozen before they stand.
+    if let Err(fault) = durable::sweep_abandoned(dir) {
+        first = first.or(Some(fault));
+    }
     first.map_or(Ok(thawed), Err)
 }
 
