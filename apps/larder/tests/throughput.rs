@@ -13,6 +13,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Child,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use support::{Site, shell};
@@ -20,15 +21,21 @@ use support::{Site, shell};
 const PODS: &str = "/sys/fs/cgroup/kubepods.slice";
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// The cgroups of two pods, as kubelet makes them.
-struct Pods;
+/// The cgroups of two pods, as kubelet makes them. A machine has them once, and its disk too: one test at
+/// a time measures.
+struct Pods {
+    _alone: MutexGuard<'static, ()>,
+}
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Pods {
     fn new() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         for pod in ["", "/pod-a", "/pod-b"] {
             fs::create_dir_all(format!("{PODS}{pod}")).unwrap();
         }
-        Self
+        Self { _alone: alone }
     }
     fn limits() -> String {
         fs::read_to_string(format!("{PODS}/io.max")).unwrap_or_default()
