@@ -5,7 +5,7 @@ use super::{
     finding::{Finding, Severity, Sort},
     fix::Fix,
     pools,
-    scene::{DriverScene, Scene, State},
+    scene::{DriverScene, Elsewhere, Scene, State},
 };
 use larder_host::loops::Backing;
 use larder_model::Result;
@@ -58,8 +58,8 @@ pub(crate) const ELSEWHERE: Sort = Sort {
 pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     for driver in &scene.drivers {
-        if let Some(namespace) = &driver.elsewhere {
-            found.extend(other_mounts(scene, driver, namespace));
+        if let Some(elsewhere) = &driver.elsewhere {
+            found.push(other_mounts(scene, driver, elsewhere));
             continue;
         }
         let mut ours = Vec::new();
@@ -82,24 +82,23 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
 }
 
 /// Told once for a driver, instead of all that would only seem so.
-fn other_mounts(scene: &Scene, driver: &DriverScene, namespace: &str) -> Option<Finding> {
+fn other_mounts(scene: &Scene, driver: &DriverScene, elsewhere: &Elsewhere) -> Finding {
+    let Elsewhere { namespace, pid } = elsewhere;
     let place = records_dir(&scene.settings.state_dir, driver.name());
-    let lock = larder_volumes::node::look::owner(&scene.settings.state_dir, driver.name());
     let what = format!(
         "the process that works, or last worked, with the driver's mounts has another mount namespace \
          ({namespace}) than this command"
     );
-    let mend = match lock {
-        Some(owner) => format!(
-            "look from there: larder doctor in its container, or nsenter --mount --target {} larder \
-             doctor",
-            owner.pid
+    let mend = match pid {
+        Some(pid) => format!(
+            "look from there: larder doctor in its container, or nsenter --mount --target {pid} larder \
+             doctor"
         ),
         None => {
             "look from there: larder doctor in its container, with its configuration".to_owned()
         }
     };
-    Some(Finding::new(&ELSEWHERE, &place, what).of(driver.name()).by_hand(mend))
+    Finding::new(&ELSEWHERE, &place, what).of(driver.name()).by_hand(mend)
 }
 
 fn native(volume: &str) -> &str {

@@ -95,7 +95,16 @@ pub(crate) struct DriverScene {
     /// What `volume mount` has noted, with the staging path.
     pub(crate) mounted: Vec<(PathBuf, Mounted)>,
     /// Its mounts are those of this mount namespace, as far as can be told; None: they are ours.
-    pub(crate) elsewhere: Option<String>,
+    pub(crate) elsewhere: Option<Elsewhere>,
+}
+
+/// Another mount namespace than ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    /// Its name, for people.
+    pub(crate) namespace: String,
+    /// A process that is, or was, in it.
+    pub(crate) pid: Option<u32>,
 }
 
 /// A pool.
@@ -347,11 +356,14 @@ fn state(host: &Host, config: &PoolConfig, kind: &backends::BackendKind) -> Stat
 ///
 /// Records speak of the mounts of their writer's namespace. Seen from another one, mounts that stand
 /// look gone, and what would be done about that is done by the driver, where they stand.
-fn elsewhere(owner: Option<Holder>, ours: Option<String>, served: bool) -> Option<String> {
+fn elsewhere(owner: Option<Holder>, ours: Option<String>, served: bool) -> Option<Elsewhere> {
+    let pid = owner.as_ref().map(|owner| owner.pid);
     match owner.and_then(|owner| owner.mount_namespace) {
-        Some(theirs) => (ours.as_ref() != Some(&theirs)).then_some(theirs),
+        Some(namespace) => {
+            (ours.as_ref() != Some(&namespace)).then_some(Elsewhere { namespace, pid })
+        }
         // Nobody has worked with records here, unless somebody whose records we do not see.
-        None => served.then(|| "unknown".to_owned()),
+        None => served.then(|| Elsewhere { namespace: "unknown".to_owned(), pid }),
     }
 }
 

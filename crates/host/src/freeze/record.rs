@@ -106,6 +106,15 @@ impl Record {
     }
 }
 
+/// Thaws a file system; false: it was not frozen.
+pub(super) fn thaw(place: &Place) -> Result<bool> {
+    match rustix::io::retry_on_intr(|| sys::thaw(&place.directory)) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(e) => Err(io_fault(format!("thaw {}", place.path.display()), e)),
+    }
+}
+
 /// Removes the record of a freeze that is over; absent: done. Not made durable: a power cut thaws, and
 /// a record of another boot means nothing.
 pub(super) fn forget(path: &Path) -> Result<()> {
@@ -176,12 +185,12 @@ fn recover_one(path: &Path, thawed: &mut Vec<PathBuf>) -> Result<()> {
                 continue;
             }
         };
-        match sys::thaw(&place.directory) {
-            Ok(()) => thawed.push(place.path),
-            Err(Errno::INVAL) => {}
+        match thaw(&place) {
+            Ok(true) => thawed.push(place.path),
+            Ok(false) => {}
             // It must not keep the others of its group frozen.
-            Err(e) => {
-                first.get_or_insert_with(|| io_fault(format!("thaw {}", place.path.display()), e));
+            Err(fault) => {
+                first.get_or_insert(fault);
             }
         }
     }

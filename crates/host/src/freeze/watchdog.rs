@@ -6,7 +6,7 @@
 
 use super::{
     Place,
-    record::{Record, forget},
+    record::{Record, forget, thaw},
     sys,
 };
 use crate::{HelperProgram, lock::FileLock, sys::io_fault};
@@ -125,7 +125,7 @@ impl Watchdog {
             Ok(Some("thawed")) => true,
             Ok(Some("torn")) => false,
             // The watchdog is dead or hangs: it is on us.
-            _ => self.thaw_ourselves()?,
+            _ => thaw_each(self.places.iter())?,
         };
         self.end();
         forget(&self.record)?;
@@ -137,23 +137,6 @@ impl Watchdog {
             "keep the file system frozen until the copy was done: it was thawed before",
         )
         .hint("the copy may be torn and is thrown away; the storage is slow, try again"))
-    }
-
-    fn thaw_ourselves(&self) -> Result<bool> {
-        let (mut whole, mut first) = (true, None);
-        for place in self.places.iter().rev() {
-            match sys::thaw(&place.directory) {
-                Ok(()) => {}
-                Err(Errno::INVAL) => whole = false,
-                // The others are thawed all the same.
-                Err(e) => {
-                    first.get_or_insert_with(|| {
-                        io_fault(format!("thaw {}", place.path.display()), e)
-                    });
-                }
-            }
-        }
-        first.map_or(Ok(whole), Err)
     }
 
     fn say(&mut self, word: &str) {
@@ -345,31 +328,26 @@ fn watch(record_path: &Path, deadline: Duration) -> Result<()> {
 /// Thaws all and then removes their record; whether all had been frozen until now.
 ///
 /// # Errors
-/// The first of what could not be thawed, after all were tried. The record stays then: the parent, or the
-/// next start, tries again.
+/// As [`thaw_each`]. The record stays then: the parent, or the next start, tries again.
 fn thaw_all(frozen: &[&Place], record_path: &Path) -> Result<bool> {
+    let whole = thaw_each(frozen.iter().copied())?;
+    forget(record_path)?;
+    Ok(whole)
+}
+
+/// Thaws all, the last first; whether all had been frozen until now.
+///
+/// # Errors
+/// The first of what could not be thawed, after all were tried.
+fn thaw_each<'a>(places: impl DoubleEndedIterator<Item = &'a Place>) -> Result<bool> {
     let (mut whole, mut first) = (true, None);
-    for place in frozen.iter().rev() {
-        loop {
-            match sys::thaw(&place.directory) {
-                Ok(()) => break,
-                Err(Errno::INTR) => {}
-                Err(Errno::INVAL) => {
-                    whole = false;
-                    break;
-                }
-                Err(e) => {
-                    first.get_or_insert_with(|| {
-                        io_fault(format!("thaw {}", place.path.display()), e)
-                    });
-                    break;
-                }
+    for place in places.rev() {
+        match thaw(place) {
+            Ok(frozen) => whole &= frozen,
+            Err(fault) => {
+                first.get_or_insert(fault);
             }
         }
     }
-    if let Some(fault) = first {
-        return Err(fault);
-    }
-    forget(record_path)?;
-    Ok(whole)
+    first.map_or(Ok(whole), Err)
 }
