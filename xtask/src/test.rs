@@ -5,10 +5,12 @@
 //! totals    what a stage's runner said: N passed, M failed, K skipped
 //! discover  test targets that want a virtual machine or a long time
 //! suite     runs those
+//! again     a second chance, alone, for a test that failed
 //! ```
 //! A stage writes into target/xtask/STAGE.log; what it printed is shown when it
 //! fails. The last line of all is the sum over the stages.
 
+mod again;
 mod discover;
 mod stages;
 pub(crate) mod suite;
@@ -16,7 +18,7 @@ pub(crate) mod totals;
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -43,6 +45,9 @@ pub(crate) struct Args {
     /// Of the long stages only the Nth of M parts (1/8 … 8/8)
     #[arg(long, value_name = "N/M", value_parser = parse_shard, requires = "all")]
     shard: Option<(usize, usize)>,
+    /// Run the few tests that failed once more, alone; those that pass then are told as unsteady
+    #[arg(long)]
+    again: bool,
     /// Print the stages and run none
     #[arg(long)]
     list: bool,
@@ -56,6 +61,8 @@ struct Report {
     /// Why it did not run, or what went wrong.
     note: Option<String>,
     failures: Vec<String>,
+    /// Tests that failed, and passed alone.
+    unsteady: Vec<String>,
 }
 
 /// Runs the command.
@@ -79,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for (index, stage) in stages.iter().enumerate() {
         println!("[{}/{}] {}: {}", index + 1, stages.len(), stage.name, stage.shown());
         let log = logs.join(format!("{}.log", stage.name.replace([' ', '/'], "-")));
-        let report = run_stage(stage, &log);
+        let report = run_stage(stage, &log, args.again);
         println!("        {} in {:.0} s", report.totals, report.took.as_secs_f64());
         reports.push(report);
     }
@@ -107,7 +114,7 @@ fn select(stages: Vec<Stage>, args: &Args) -> Vec<Stage> {
     stages.into_iter().filter(|stage| due(stage) && wanted(stage) && in_shard(stage)).collect()
 }
 
-fn run_stage(stage: &Stage, log: &PathBuf) -> Report {
+fn run_stage(stage: &Stage, log: &PathBuf, again: bool) -> Report {
     let began = Instant::now();
     let mut report = Report {
         name: stage.name.clone(),
@@ -115,6 +122,7 @@ fn run_stage(stage: &Stage, log: &PathBuf) -> Report {
         took: Duration::ZERO,
         note: None,
         failures: Vec::new(),
+        unsteady: Vec::new(),
     };
     if stage.root && !larder_needs::is_root() {
         report.totals.skipped = 1;
@@ -126,18 +134,38 @@ fn run_stage(stage: &Stage, log: &PathBuf) -> Report {
         let text = fs::read(log).with_context(|| format!("failed to read {}", log.display()))?;
         Ok((ended, String::from_utf8_lossy(&text).into_owned()))
     });
-    report.took = began.elapsed();
     match outcome {
-        Ok((ended, text)) => judge(&mut report, stage, ended, &text),
+        Ok((ended, text)) => {
+            judge(&mut report, stage, ended, &text);
+            if report.totals.failed > 0 {
+                show(&report, log, &text);
+            }
+            if again && ended == Ended::Badly {
+                try_again(&mut report, stage, &text, log);
+            }
+        }
         Err(error) => {
             report.totals.failed = 1;
+            println!("        {error:#}");
             report.note = Some(format!("{error:#}"));
         }
     }
-    if report.totals.failed > 0 {
-        show(&report, log);
-    }
+    report.took = began.elapsed();
     report
+}
+
+/// Takes back the failures that do not happen again.
+fn try_again(report: &mut Report, stage: &Stage, text: &str, log: &Path) {
+    match again::unsteady(stage, text, report.totals, log) {
+        Ok(unsteady) => {
+            let count = u32::try_from(unsteady.len()).unwrap_or(u32::MAX);
+            report.totals.failed -= count;
+            report.totals.passed += count;
+            report.failures.retain(|line| !unsteady.iter().any(|n| *line == format!("{n} failed")));
+            report.unsteady = unsteady;
+        }
+        Err(error) => println!("        cannot try again: {error:#}"),
+    }
 }
 
 /// Fills in what the output says.
@@ -161,14 +189,17 @@ fn judge(report: &mut Report, stage: &Stage, ended: Ended, text: &str) {
     }
 }
 
-fn show(report: &Report, log: &PathBuf) {
-    let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+/// What the failed tests said; where none did, the end of it all.
+fn show(report: &Report, log: &Path, text: &str) {
+    let mut lines = again::said(text);
+    if lines.is_empty() {
+        lines = text.lines().collect();
+        lines.drain(..lines.len().saturating_sub(SHOWN_LINES));
+    }
+    println!("---- {} failed; from {}:", report.name, log.display());
     // The line of totals belongs to the end of everything.
-    let lines: Vec<_> = text.lines().filter(|line| totals::parse_plain(line).is_none()).collect();
-    let from = lines.len().saturating_sub(SHOWN_LINES);
-    println!("---- {} failed; the end of {}:", report.name, log.display());
-    for line in &lines[from..] {
+    let shown = lines.iter().filter(|line| totals::parse_plain(line).is_none());
+    for line in shown.take(4 * SHOWN_LINES) {
         println!("{line}");
     }
     println!("----");
@@ -185,6 +216,9 @@ fn print_table(reports: &[Report], took: Duration) {
     for report in reports {
         for line in report.note.iter().chain(&report.failures) {
             println!("{}: {line}", report.name);
+        }
+        for test in &report.unsteady {
+            println!("{}: {test} is unsteady: it failed, and passed alone", report.name);
         }
     }
 }
@@ -203,7 +237,7 @@ mod tests {
 
     fn args(stage: &[&str], all: bool, shard: Option<(usize, usize)>) -> Args {
         let stage = stage.iter().map(ToString::to_string).collect();
-        Args { stage, all, shard, list: false }
+        Args { stage, all, shard, again: false, list: false }
     }
 
     fn names(args: &Args) -> Vec<String> {
@@ -252,6 +286,7 @@ mod tests {
                 took: Duration::ZERO,
                 note: None,
                 failures: Vec::new(),
+                unsteady: Vec::new(),
             };
             judge(&mut report, &stage, ended, text);
             report.totals

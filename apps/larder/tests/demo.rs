@@ -64,7 +64,7 @@ impl Temporary {
     /// Mounts and devices go when the last process of the demo has ended.
     #[track_caller]
     fn assert_empty(&self) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         while !self.left().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -156,7 +156,7 @@ fn what_a_killed_demo_leaves_is_removed_by_the_next() {
         demo.kill().unwrap();
         demo.wait().unwrap();
     }
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     let mounted = || {
         let left = temporary.left();
         left.iter().any(|l| l.starts_with("mount"))

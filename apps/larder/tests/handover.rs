@@ -24,7 +24,7 @@ use support::{Server, Site, capability, create};
 use tonic::Code;
 
 const SIZE: i64 = 320 << 20;
-const MOST: Duration = Duration::from_secs(30);
+const MOST: Duration = Duration::from_secs(60);
 
 /// A workload: appends and syncs, again and again, and counts.
 struct Workload {

@@ -49,7 +49,7 @@ fn ids(bench: &Bench) -> BTreeSet<u32> {
 /// removed files in the background.
 #[allow(clippy::disallowed_methods, reason = "each test has a thread of its own")]
 fn assert_ids_are_back(bench: &Bench, before: &BTreeSet<u32>, what: &str) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(60);
     while ids(bench) != *before && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(50));
     }

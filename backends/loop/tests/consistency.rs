@@ -41,12 +41,12 @@ async fn a_snapshot_of_a_mounted_volume_is_one_moment_of_all_its_files(
     let staged = driver.stage(&volume).await.unwrap();
     let writer = Writer::in_files(&staged.target);
     for n in 0..3 {
-        writer.goes_on(Duration::from_secs(10));
+        writer.goes_on();
         let before = writer.written();
         let name = format!("s{n}");
         let snapshot = driver.snapshot(&volume.id, &name).await.unwrap();
         let after = writer.written();
-        writer.goes_on(Duration::from_secs(10));
+        writer.goes_on();
         assert_eq!(consistency(&ground, &name), "frozen");
 
         let copy = restored(&driver, &snapshot.id, fs).await;
@@ -83,7 +83,7 @@ async fn a_snapshot_of_a_raw_block_device_in_use_is_what_a_power_cut_would_leave
     };
     let writer = Writer::start((open(), 0), (open(), SECOND));
     for n in 0..5 {
-        writer.goes_on(Duration::from_secs(10));
+        writer.goes_on();
         let before = writer.written();
         let name = format!("s{n}");
         let snapshot = driver.snapshot(&volume.id, &name).await.unwrap();
@@ -189,7 +189,7 @@ async fn a_process_killed_while_it_holds_writes_back_lets_them_go_on(
     for step in 1.. {
         let ended = support::operate::run(&ground.path(), &["cut", "v", "s"], Some(step));
         // Long before the watchdog's deadline.
-        writer.goes_on(Duration::from_secs(10));
+        writer.goes_on();
         if ended {
             break;
         }
@@ -220,7 +220,7 @@ async fn a_copy_that_takes_longer_than_the_freeze_is_thrown_away() {
     let writer = Writer::in_files(&staged.target);
     let fault = driver.snapshot(&volume.id, "s").await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Deadline, "{fault}");
-    writer.goes_on(Duration::from_secs(10));
+    writer.goes_on();
     drop(writer);
     let id = VolumeId::new("default".parse().unwrap(), "v".parse().unwrap());
     assert_eq!(id, volume.id);

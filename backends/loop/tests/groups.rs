@@ -57,12 +57,12 @@ async fn a_group_is_one_moment_of_all_its_volumes(
         Writer::start(file(&three, "c"), file(&one, "c")),
     ];
     for n in 0..3 {
-        writers.iter().for_each(|writer| writer.goes_on(Duration::from_secs(10)));
+        writers.iter().for_each(|writer| writer.goes_on());
         let before = writers.each_ref().map(Writer::written);
         let name = format!("g{n}");
         let group = cut_group(&driver, &name, &volumes).await.unwrap();
         let after = writers.each_ref().map(Writer::written);
-        writers.iter().for_each(|writer| writer.goes_on(Duration::from_secs(10)));
+        writers.iter().for_each(|writer| writer.goes_on());
         assert_eq!(consistency(&ground, &format!("{name}-one")), "frozen");
         assert_eq!(consistency(&ground, &format!("{name}-idle")), "clean");
         let mut copies = Vec::new();
@@ -105,7 +105,7 @@ async fn a_raw_block_device_in_use_cannot_be_cut_with_others() {
     assert_eq!(fault.kind(), Kind::Precondition);
     assert!(fault.to_string().contains("volume default/raw"), "{fault}");
     assert!(fault.to_string().contains("raw block"), "{fault}");
-    writer.goes_on(Duration::from_secs(10));
+    writer.goes_on();
     for folder in ["creating", "deleting", "groups", "snapshots"] {
         let left = std::fs::read_dir(ground.pool_path("default").join(folder)).unwrap().count();
         assert_eq!(left, 0, "left in {folder}");
@@ -176,7 +176,7 @@ async fn a_group_that_takes_longer_than_the_freeze_is_thrown_away() {
     let writer = Writer::in_files(&one.target);
     let fault = cut_group(&driver, "g", &ids(&[&one, &two])).await.unwrap_err();
     assert_eq!(fault.kind(), Kind::Deadline, "{fault}");
-    writer.goes_on(Duration::from_secs(10));
+    writer.goes_on();
     drop(writer);
     for staged in [&one, &two] {
         driver.unstage(staged).await.unwrap();
@@ -199,7 +199,7 @@ async fn killed_at_every_step_a_group_is_whole_or_absent_and_its_workloads_go_on
         for step in 1.. {
             let ended = operate::run(&ground.path(), &[operation, "g", "one", "two"], Some(step));
             // Long before the watchdog's deadline.
-            writer.goes_on(Duration::from_secs(10));
+            writer.goes_on();
             let driver = ground.driver().await;
             assert!(ground.left_over().iter().all(|left| !left.contains("/creating/")));
             let groups = driver.backend.groups().unwrap();

@@ -13,6 +13,10 @@ use std::{
 };
 use support::{Ask, Ground, consistency, restored, run};
 
+/// One test at a time: the other's new namespace begins with copies of our mounts, and whoever
+/// looks for a device's mounts finds them there until they are taken away.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A process in a mount namespace of its own that has `device` mounted at `target`.
 struct Elsewhere {
     thread: JoinHandle<()>,
@@ -26,7 +30,7 @@ impl Elsewhere {
         let script = format!(
             "for m in $(grep -o ' /tmp/larder[^ ]*' /proc/self/mountinfo | grep -v {ground}); do \
              umount -l $m; done; mount -t ext4 {device} {target} && echo kept > {target}/file && touch {ready} && \
-             for i in $(seq 600); do [ -e {done} ] && break; sleep 0.05; done",
+             for i in $(seq 6000); do [ -e {done} ] && break; sleep 0.05; done",
             ground = ground.path().display(),
             device = device.display(),
             target = target.display(),
@@ -36,7 +40,7 @@ impl Elsewhere {
         let thread = std::thread::spawn(move || {
             run("unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
         });
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(120);
         while !ready.exists() {
             assert!(Instant::now() < end, "the other namespace does not come up");
             std::thread::yield_now();
@@ -52,6 +56,7 @@ impl Elsewhere {
 
 #[tokio::test]
 async fn a_mount_in_another_namespace_is_frozen_too_and_keeps_its_volume() {
+    let _alone = ALONE.lock().await;
     let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
     let driver = ground.driver().await;
     let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();
@@ -80,6 +85,7 @@ async fn a_mount_in_another_namespace_is_frozen_too_and_keeps_its_volume() {
 
 #[tokio::test]
 async fn a_mount_that_is_hidden_is_not_mistaken_for_what_hides_it() {
+    let _alone = ALONE.lock().await;
     let ground = Ground::on(FsType::Xfs, Bytes::gib(1));
     let driver = ground.driver().await;
     let volume = driver.create(&Ask::mount("v", "ext4", Bytes::mib(64))).await.unwrap();

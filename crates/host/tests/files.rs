@@ -77,7 +77,7 @@ fn a_process_killed_while_it_writes_records_leaves_whole_ones() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(60);
         while !path.exists() && Instant::now() < end {
             std::thread::yield_now();
         }
@@ -135,7 +135,7 @@ fn a_lock_is_held_by_one_and_tells_by_whom() {
     assert!(fault.to_string().contains(&std::process::id().to_string()), "{fault}");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            FileLock::exclusive_wait(&path, Instant::now() + Duration::from_secs(30)).map(drop)
+            FileLock::exclusive_wait(&path, Instant::now() + Duration::from_secs(60)).map(drop)
         });
         drop(held);
         waiting.join().unwrap().unwrap();
@@ -153,7 +153,7 @@ fn a_lock_is_free_once_its_holder_is_killed_and_a_replaced_lock_file_fools_nobod
     let path = dir.join("lock");
     let script = format!("exec 9>'{0}'; flock 9; touch '{0}.held'; sleep 60", path.display());
     let holder = std::thread::spawn(move || {
-        Command::new("sh").args(["-c", &script]).deadline(Duration::from_secs(2)).run_any()
+        Command::new("sh").args(["-c", &script]).deadline(Duration::from_secs(6)).run_any()
     });
     while !dir.join("lock.held").exists() {
         std::thread::yield_now();
@@ -161,7 +161,7 @@ fn a_lock_is_free_once_its_holder_is_killed_and_a_replaced_lock_file_fools_nobod
     assert!(FileLock::try_exclusive(&path).unwrap().is_none());
     // Killed at its deadline; the lock goes with it.
     assert_eq!(holder.join().unwrap().unwrap_err().kind(), Kind::Deadline);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let held = FileLock::exclusive_wait(&path, deadline).unwrap();
     fs::remove_file(&path).unwrap();
     let other = FileLock::try_exclusive(&path).unwrap().unwrap();
@@ -255,10 +255,10 @@ fn at_the_deadline_the_whole_group_is_killed() {
         .run()
         .unwrap_err();
     assert_eq!(fault.kind(), Kind::Deadline);
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < Duration::from_secs(40));
     let pid = fs::read_to_string(dir.join("pid")).unwrap();
     let stat = format!("/proc/{}/stat", pid.trim());
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     let alive = || fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z"));
     while alive() {
         assert!(Instant::now() < end, "the grandchild lives on");
@@ -267,7 +267,7 @@ fn at_the_deadline_the_whole_group_is_killed() {
     // One that leaves a child behind which keeps the pipes open does not hold us up.
     let start = Instant::now();
     Command::new("sh").args(["-c", "sleep 30 & exit 0"]).run().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(15));
+    assert!(start.elapsed() < Duration::from_secs(25));
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn a_command_dies_with_the_process_that_runs_it() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(60);
     while !dir.join("pid").exists() {
         assert!(Instant::now() < end);
         std::thread::yield_now();
@@ -294,7 +294,7 @@ fn a_command_dies_with_the_process_that_runs_it() {
     let pid = fs::read_to_string(dir.join("pid")).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     // Whoever adopts it may not have buried it yet.
     let lives = || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();

@@ -86,7 +86,7 @@ fn one_byte_in_the_middle_of_a_device_is_found_and_holes_take_no_time() {
     let cx = Cx::new();
     let begun = Instant::now();
     assert_eq!(filesystems.first_data(&device, &cx).unwrap(), None);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     // Blocks of zeros are read and are nothing, one byte is something.
     let (zeros, data) = (Bytes::gib(300).get(), Bytes::gib(700).get() + 12345);
     let file = OpenOptions::new().write(true).open(&device).unwrap();
@@ -209,7 +209,7 @@ fn a_new_file_system_on_a_sparse_image_stays_sparse() {
         let (_, device) = scratch.device("a.img", Bytes::gib(4));
         let start = Instant::now();
         mkfs(&device, fs_type);
-        assert!(start.elapsed() < Duration::from_secs(30));
+        assert!(start.elapsed() < Duration::from_secs(120));
         let used = image::allocated(&scratch.path().join("a.img")).unwrap();
         assert!(used < Bytes::mib(160), "{fs_type}: {used}");
     }
@@ -399,5 +399,5 @@ fn a_helper_process_asks_what_might_hang() {
     let start = Instant::now();
     let fault = RealFileSystems::new(sleeper).usage(&target).unwrap_err();
     assert_eq!(fault.kind(), Kind::Unavailable);
-    assert!(start.elapsed() < Duration::from_secs(30));
+    assert!(start.elapsed() < Duration::from_secs(120));
 }

@@ -17,7 +17,7 @@ use std::{
 };
 use support::{Scratch, mkfs, request};
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 fn helper() -> HelperProgram {
     HelperProgram(vec![env!("CARGO_BIN_EXE_larder-host-test-helper").into()])
@@ -89,7 +89,7 @@ fn at_the_deadline_the_watchdog_thaws_and_the_copy_is_called_torn() {
     let frozen = freezer(&scratch).freeze(std::slice::from_ref(&target), deadline).unwrap();
     let start = Instant::now();
     write_in_background(&target).recv_timeout(LONG).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < Duration::from_secs(50));
     assert_eq!(frozen.thaw().unwrap_err().kind(), Kind::Deadline);
     assert_eq!(records(&scratch), 0);
 }

@@ -371,7 +371,7 @@ fn every_user_of_a_device_is_found() {
         );
         scratch.unmount(&target);
         // A mount namespace that another test makes meanwhile has a copy of the mount.
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while !mounts.users_of_device(id).unwrap().is_empty() && std::time::Instant::now() < end {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
@@ -400,7 +400,7 @@ fn a_mount_in_another_mount_namespace_keeps_the_device_in_use() {
     let thread = std::thread::spawn(move || {
         larder_host::command::Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", &script])
-            .deadline(std::time::Duration::from_secs(4))
+            .deadline(std::time::Duration::from_secs(10))
             .run_any()
     });
     while !ready.exists() {
@@ -412,7 +412,7 @@ fn a_mount_in_another_mount_namespace_keeps_the_device_in_use() {
     assert_eq!(thread.join().unwrap().unwrap_err().kind(), Kind::Deadline);
     // The namespace has no process any more, but the kernel takes it down a little later: until then
     // its own claim on the device is all that tells.
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !scratch.host.mounts.users_of_device(id).unwrap().is_empty() {
         assert!(std::time::Instant::now() < end, "the namespace was never taken down");
         std::thread::yield_now();

@@ -73,7 +73,7 @@ fn a_bind_mount_in_another_mount_namespace_is_seen() {
     let thread = std::thread::spawn(move || {
         Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", &script])
-            .deadline(Duration::from_secs(4))
+            .deadline(Duration::from_secs(10))
             .run_any()
     });
     while !ready.exists() {

@@ -8,7 +8,10 @@ use std::{process::Command, time::Duration};
 use anyhow::Result;
 use larder_needs::Purpose::{self, Build, Cluster, Demo, Sanity, Test, Vm};
 
-use super::discover;
+use super::{
+    again::{self, Failed},
+    discover,
+};
 use crate::proc;
 
 /// When a stage runs.
@@ -129,11 +132,37 @@ pub(crate) struct Stage {
 impl Stage {
     /// What it starts.
     pub(crate) fn command(&self) -> Command {
+        let mut command = self.program();
+        command.args(&self.words);
+        command
+    }
+
+    /// The targets of the tests that failed, where the stage's command can take them.
+    pub(crate) fn targets_of(&self, text: &str, names: &[String]) -> Vec<Failed> {
+        match (self.tool, self.words[0].as_str()) {
+            (Tool::Cargo, "test") => again::cargo_targets(text, names),
+            (Tool::Xtask, "suite" | "cluster") => again::suite_targets(text, names),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Starts only these tests, alone.
+    pub(crate) fn again(&self, target: &[String], tests: &[String]) -> Command {
+        let mut command = self.program();
+        match self.tool {
+            Tool::Cargo => command.arg("test"),
+            Tool::Xtask => command.args(&self.words[..2]),
+        };
+        command.args(target).args(["--", "--exact", "--test-threads=1"]).args(tests);
+        command
+    }
+
+    fn program(&self) -> Command {
         let mut command = match self.tool {
             Tool::Cargo => proc::cargo(),
             Tool::Xtask => proc::own(),
         };
-        command.args(&self.words).envs(self.env.iter().copied()).env("CARGO_TERM_COLOR", "never");
+        command.envs(self.env.iter().copied()).env("CARGO_TERM_COLOR", "never");
         command
     }
 

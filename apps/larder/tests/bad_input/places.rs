@@ -66,7 +66,7 @@ fn serve_at(site: &Site, endpoint: &str) -> (Option<i32>, String) {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     let status = loop {
         match server.try_wait().unwrap() {
             Some(status) => break status,

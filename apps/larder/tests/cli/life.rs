@@ -186,7 +186,7 @@ async fn a_test_that_panics_leaves_neither_mounts_nor_devices() {
     let mounts = host.mounts.table().unwrap();
     assert!(!mounts.iter().any(|mount| mount.target.starts_with(&at)), "{mounts:#?}");
     // The kernel lets go of a device a moment after its last user.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let left = || {
         let devices = host.loops.list().unwrap();
         devices.into_iter().find(|device| device.backing().device == disk)

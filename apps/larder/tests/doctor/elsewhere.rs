@@ -24,7 +24,7 @@ async fn doctor_in_a_namespace_of_its_own(site: &Site) -> std::process::Child {
     let shell = shell.env("LARDER_CONFIG", site.config()).stdin(Stdio::piped());
     let child = shell.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(60);
     while namespace(&child.id().to_string()) == namespace("self") {
         assert!(Instant::now() < end, "unshare made no namespace");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -242,7 +242,7 @@ impl Bench {
 
     /// Waits until the thread that empties `deleting` is done.
     pub(crate) async fn settled(&self) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         for name in self.pools.keys() {
             let folder = self.pool(name.as_str()).join("deleting");
             while !file_names(&folder).is_empty() {

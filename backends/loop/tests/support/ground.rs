@@ -170,7 +170,7 @@ impl Ground {
     #[track_caller]
     #[allow(clippy::disallowed_methods, reason = "nothing else runs on a test's thread")]
     pub(crate) fn assert_clean(&self) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         while !self.left_over().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -73,8 +73,8 @@ impl Writer {
 
     /// Waits until more is written; fails when it stands still.
     #[track_caller]
-    pub(crate) fn goes_on(&self, patience: Duration) {
-        let (from, end) = (self.written(), Instant::now() + patience);
+    pub(crate) fn goes_on(&self) {
+        let (from, end) = (self.written(), Instant::now() + Duration::from_secs(60));
         while self.written() < from + 2 {
             assert!(Instant::now() < end, "writes are held back");
             std::thread::yield_now();

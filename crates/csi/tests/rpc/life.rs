@@ -98,12 +98,13 @@ async fn the_pools_are_let_go_before_peers_have_gone() {
     let mut ending = tokio::task::JoinSet::new();
     ending.spawn(async move { driver.shutdown(LONG).await });
     while rig.backend.calls("stop") == 0 {
-        assert!(begun.elapsed() < Duration::from_millis(800), "the pools are held");
+        assert!(begun.elapsed() < LONG, "the pools are held");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(!ending.is_empty(), "the peer is waited for: this test proves something");
+    let let_go = std::time::Instant::now();
     let busy = ending.join_next().await.unwrap().unwrap();
-    assert!(busy.is_empty() && begun.elapsed() < Duration::from_secs(3), "{busy:?}");
+    assert!(busy.is_empty(), "{busy:?}");
+    assert!(let_go.elapsed() > Duration::from_millis(400), "the peer is waited for afterwards");
 }
 
 #[tokio::test]

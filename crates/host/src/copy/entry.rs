@@ -55,6 +55,11 @@ impl Shared<'_> {
                 Err(e) => return Err(e.into()),
             };
             let kind = FileType::from_raw_mode(found.stx_mode.into());
+            if kind == FileType::Directory {
+                // It came where a file was when the directory was read: as one that came under a
+                // name which the walk had passed.
+                return Ok(durable::remove_at(entry.to.directory, entry.to.name)?);
+            }
             let copied = if found.stx_nlink > 1 {
                 let number = u64::from(found.stx_nlink);
                 self.links.once(identity(&found), number, &path, |first| match first {
@@ -183,5 +188,39 @@ fn link(directory: &OwnedFd, name: &CStr, to: At<'_>) -> io::Result<()> {
             attempt().map_err(Into::into)
         }
         result => result.map_err(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_became_a_directory_since_it_was_listed_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.join("sub")).unwrap();
+            OwnedFd::from(File::open(path).unwrap())
+        };
+        let (from, to) = (open("from"), open("to"));
+        std::fs::create_dir(dir.path().join("from/x")).unwrap();
+        // Of an earlier attempt, when it was a file.
+        std::fs::write(dir.path().join("to/x"), "old").unwrap();
+        let cx = Cx::new();
+        let shared = Shared {
+            cx: &cx,
+            mode: Mode::Auto,
+            trusting: true,
+            no_sharing: AtomicBool::new(false),
+            links: Links::new(to.try_clone().unwrap()),
+            entries: AtomicU64::new(0),
+            reflinked: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        };
+        let at = |directory| At { directory, name: c"x" };
+        shared.copy(Entry { from: at(&from), to: at(&to) }, || b"x".to_vec()).unwrap();
+        assert!(!dir.path().join("to/x").exists());
+        assert_eq!(shared.entries.into_inner(), 0);
     }
 }

