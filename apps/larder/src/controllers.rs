@@ -163,7 +163,8 @@ pub(crate) async fn start(
     registry: &mut Registry,
 ) -> larder_model::Result<Controllers> {
     let access = Access { kubeconfig: of.kubeconfig.clone(), ..Access::default() };
-    let names = settings.drivers.iter().map(|d| d.name.to_string());
+    let ours = settings.drivers.iter().filter(|d| of.is_for(&d.name));
+    let names = ours.map(|d| d.name.to_string());
     Controllers::start(&access, names, settings.node.as_str(), registry).await
 }
 

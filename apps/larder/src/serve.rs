@@ -10,20 +10,23 @@
 //! Mounts stay as they are: whoever serves next finds them.
 
 use crate::{
-    config::{self, ServeFlags, Settings},
+    config::{self, DriverSettings, ServeFlags, Settings},
     controllers,
     exit::WrongConfig,
     http, logging, output,
     wiring::Common,
 };
 use anyhow::Result;
-use larder_csi::{Driver, State};
+use larder_csi::{Driver, Registered, State};
 use prometheus_client::registry::Registry;
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long to wait before a driver that could not be started is tried again.
@@ -54,12 +57,13 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
         Some(of) => Some((controllers::start(&settings, of, &mut registry).await?, of.clone())),
     };
 
+    let known: Arc<Vec<Known>> = Arc::new(settings.drivers.iter().map(Known::new).collect());
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
     if let Some(address) = settings.http {
-        let seen = drivers.clone();
-        let pages = http::Pages { registry, ready: Box::new(move || ready(&seen)) };
+        let (seen, known) = (drivers.clone(), known.clone());
+        let pages = http::Pages { registry, ready: Box::new(move || ready(&seen, &known)) };
         let (bound, serving) = http::serve(address, pages, stop.clone()).await?;
         tracing::info!(address = %bound, "http is served");
         tasks.spawn(serving);
@@ -67,10 +71,11 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     let failed = Arc::new(OnceLock::new());
     // Ends before the drivers: what it waits for is their answers.
     let controlling = TaskTracker::new();
-    for (driver, of) in drivers.iter().zip(&settings.drivers) {
+    for (i, (driver, of)) in drivers.iter().zip(&settings.drivers).enumerate() {
         let (driver, of, kubelet) = (driver.clone(), of.clone(), settings.kubelet_dir.clone());
-        let (stop, failed) = (stop.clone(), failed.clone());
-        let controls = controllers.clone().map(|(controllers, kubernetes)| {
+        let (stop, failed, known) = (stop.clone(), failed.clone(), known.clone());
+        let wanted = controllers.clone().filter(|(_, kubernetes)| kubernetes.is_for(&of.name));
+        let controls = wanted.map(|(controllers, kubernetes)| {
             (controllers, controllers::of_driver(&settings, &kubernetes, &of), controlling.clone())
         });
         tasks.spawn(async move {
@@ -86,7 +91,10 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
                     });
                 }
                 if of.register {
-                    driver.register(&kubelet.join("plugins_registry"), &of.endpoint).await?;
+                    let registry = kubelet.join("plugins_registry");
+                    let heard = driver.register(&registry, &of.endpoint).await?;
+                    // Nobody else sets it.
+                    let _ = known[i].heard.set(heard);
                 }
                 Ok::<_, larder_model::Fault>(())
             };
@@ -133,12 +141,37 @@ async fn start(driver: &Driver) {
     tracing::info!(driver = %driver.name(), "ready");
 }
 
-fn ready(drivers: &[Driver]) -> Result<(), String> {
-    let waiting: Vec<_> = drivers
-        .iter()
-        .filter(|d| !matches!(d.state(), State::Ready))
-        .map(|d| format!("{}: {:?}", d.name(), d.state()))
-        .collect();
+/// What kubelet says of a driver that is to be known to it.
+struct Known {
+    wanted: bool,
+    heard: OnceLock<watch::Receiver<Registered>>,
+}
+
+impl Known {
+    fn new(of: &DriverSettings) -> Self {
+        Self { wanted: of.register, heard: OnceLock::new() }
+    }
+
+    /// Why pods cannot use the driver yet.
+    fn missing(&self) -> Option<String> {
+        match self.heard.get().map(|heard| heard.borrow().clone()) {
+            _ if !self.wanted => None,
+            Some(Registered::Yes) => None,
+            Some(Registered::Refused(why)) => Some(format!("kubelet refuses it: {why}")),
+            Some(Registered::Waiting) | None => Some("kubelet has not registered it".to_owned()),
+        }
+    }
+}
+
+fn ready(drivers: &[Driver], known: &[Known]) -> Result<(), String> {
+    let why = |(driver, known): (&Driver, &Known)| {
+        let why = match driver.state() {
+            State::Ready => known.missing()?,
+            state => format!("{state:?}"),
+        };
+        Some(format!("{}: {why}", driver.name()))
+    };
+    let waiting: Vec<_> = drivers.iter().zip(known).filter_map(why).collect();
     if waiting.is_empty() { Ok(()) } else { Err(waiting.join("\n")) }
 }
 

@@ -18,6 +18,7 @@
 
 use crate::{
     Client, Endpoint,
+    authority::Accepted,
     client::Channel,
     layers::{AdmitLayer, CallMetrics, CompleteLayer, KnownLayer, ObserveLayer},
     registration::{self, Registered},
@@ -37,7 +38,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceBuilder;
 
@@ -231,7 +232,7 @@ impl Driver {
             .max_concurrent_streams(STREAMS)
             .serve_with_incoming_shutdown(
                 service,
-                ReceiverStream::new(connections),
+                ReceiverStream::new(connections).map(|stream| stream.map(Accepted::new)),
                 stop.clone().cancelled_owned(),
             );
         let (name, endpoint) = (self.name().clone(), endpoint.clone());

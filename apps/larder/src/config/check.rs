@@ -157,6 +157,10 @@ fn process(found: &mut Findings, settings: &Settings) {
             format!("{} is more than a day ({LONGEST_GRACE})", settings.shutdown_grace_seconds),
         );
     }
+    let named = settings.kubernetes.iter().flat_map(|k| k.drivers.iter().flatten());
+    for name in named.filter(|name| settings.drivers.iter().all(|d| d.name != **name)) {
+        found.error("kubernetes.drivers", format!("{name} is not one of the drivers of this file"));
+    }
     let local = |pools: &BTreeMap<_, larder_pool::PoolConfig>| pools.values().any(|p| !p.shared);
     if settings.drivers.iter().any(|d| local(&d.pools)) && !is_segment(settings.node.as_str()) {
         found.error(

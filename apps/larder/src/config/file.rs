@@ -30,6 +30,13 @@ pub(crate) struct File {
     pub(crate) kubernetes: Option<Kubernetes>,
 }
 
+impl Kubernetes {
+    /// Whether the controllers work for this driver.
+    pub(crate) fn is_for(&self, driver: &DriverName) -> bool {
+        self.drivers.as_ref().is_none_or(|drivers| drivers.contains(driver))
+    }
+}
+
 #[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct Kubernetes {
@@ -41,6 +48,8 @@ pub(crate) struct Kubernetes {
     pub(crate) capacity: bool,
     /// Drivers are told the names of claim and volume.
     pub(crate) extra_create_metadata: bool,
+    /// Only for these drivers; None: all. The others have their controllers in another process.
+    pub(crate) drivers: Option<Vec<DriverName>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
