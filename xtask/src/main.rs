@@ -6,6 +6,7 @@
 //! test    all of it, in stages, with one line of totals
 //! sanity  the official CSI conformance suite against a served pool
 //! cluster a real Kubernetes of two nodes
+//! image   the container image, without a container engine
 //! vm      one command in a throw-away Debian machine
 //! fuzz    inputs that break what is parsed
 //! demo    build Larder and show it
@@ -25,6 +26,7 @@ mod check;
 mod cluster;
 mod demo;
 mod fuzz;
+mod image;
 mod proc;
 mod sanity;
 mod setup;
@@ -64,6 +66,8 @@ enum Command {
     Demo(demo::Args),
     /// Build Larder and measure it against its targets
     Bench(bench::Args),
+    /// Build the container image without a container engine
+    Image(image::Args),
     /// Run a real Kubernetes of two nodes
     Cluster(cluster::Args),
     /// Run one command in a throw-away Debian virtual machine
@@ -90,6 +94,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Vm(args) => vm::run(args),
     }

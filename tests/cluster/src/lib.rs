@@ -4,6 +4,7 @@
 //! ```text
 //! binaries  kubernetes/go.mod ─ go build ─► etcd, kube-…, kubelet, kubectl, helm  (once, cached)
 //! machine   namespaces + a root of its own + process 1 ─► Machine (control, node1, node2)
+//! larder    Debian packages + the program ─► its image, without a container engine
 //! network   bridge in the control machine ─ veth ─► nodes, host; a subnet of pods per node
 //! cluster   up ─► Cluster ─ kubectl, nodes, services ─ down ─► nothing is left
 //! ```
@@ -32,6 +33,7 @@ mod config;
 mod down;
 mod images;
 mod kubectl;
+pub mod larder;
 mod machine;
 mod namespace;
 mod network;

@@ -114,6 +114,13 @@ impl Image {
         Ok(self)
     }
 
+    /// Puts a layer on top that is an archive already.
+    #[must_use]
+    pub fn archive(mut self, tar: Vec<u8>) -> Self {
+        self.layers.push(tar);
+        self
+    }
+
     /// The program, which arguments of a pod do not replace.
     #[must_use]
     pub fn entrypoint<I: IntoIterator<Item: Into<String>>>(mut self, words: I) -> Self {

@@ -46,12 +46,22 @@ pub enum Purpose {
     Cluster,
     /// Build and run the fuzz targets.
     Fuzz,
+    /// Build the container image.
+    Image,
 }
 
 impl Purpose {
     /// All purposes.
-    pub const ALL: [Self; 7] =
-        [Self::Build, Self::Demo, Self::Test, Self::Vm, Self::Sanity, Self::Cluster, Self::Fuzz];
+    pub const ALL: [Self; 8] = [
+        Self::Build,
+        Self::Demo,
+        Self::Test,
+        Self::Vm,
+        Self::Sanity,
+        Self::Cluster,
+        Self::Fuzz,
+        Self::Image,
+    ];
 }
 
 /// How to tell that a package is there without asking the package manager.
@@ -93,7 +103,7 @@ impl Need {
 }
 
 use Probe::{Command as Cmd, File};
-use Purpose::{Build, Cluster, Demo, Fuzz, Sanity, Test, Vm};
+use Purpose::{Build, Cluster, Demo, Fuzz, Image, Sanity, Test, Vm};
 
 const fn need(
     package: &'static str,
@@ -126,12 +136,12 @@ pub const NEEDS: &[Need] = &[
     need("kmod", Cmd("modprobe"), &[Demo, Test], "loading file system modules"),
     need("procps", Cmd("ps"), &[Test], "process lists in tests"),
     need("qemu-system-x86", Cmd("qemu-system-x86_64"), &[Vm], "virtual machines"),
-    need("mmdebstrap", Cmd("mmdebstrap"), &[Vm], "building the guest's root image"),
+    need("mmdebstrap", Cmd("mmdebstrap"), &[Vm, Image], "building images of Debian packages"),
     need(
         "debian-archive-keyring",
         File("/usr/share/keyrings/debian-archive-keyring.gpg"),
-        &[Vm],
-        "verifying the guest's packages",
+        &[Vm, Image],
+        "verifying the packages of images",
     ),
     need(
         "ca-certificates",

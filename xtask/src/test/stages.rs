@@ -6,7 +6,7 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::Result;
-use larder_needs::Purpose::{self, Build, Cluster, Demo, Sanity, Test, Vm};
+use larder_needs::Purpose::{self, Build, Cluster, Demo, Image, Sanity, Test, Vm};
 
 use super::{
     again::{self, Failed},
@@ -67,7 +67,7 @@ pub(crate) const TABLE: &[Line] = &[
     line("sanity loop block", &[Build, Sanity], ROOT, 5, Always, NO_ENV, Xtask("sanity --backend loop --access block")),
     line("vm",     &[Build, Vm], USER, 15, Always, NO_ENV, Xtask("suite vm")),
     line("in-vm",  &[Build, Vm], USER, 15, Always, NO_ENV, Xtask("suite in-vm")),
-    line("cluster", &[Build, Cluster], ROOT, 40, Always, NO_ENV, Xtask("cluster test")),
+    line("cluster", &[Build, Cluster, Image], ROOT, 40, Always, NO_ENV, Xtask("cluster test")),
     // Only with --all:
     line("random",     HOST, ROOT, 15, All, &[("PROPTEST_CASES", "4096")], Cargo("test --workspace --no-fail-fast")),
     line("crowded",    HOST, ROOT, 15, All, NO_ENV, Cargo("test --workspace --no-fail-fast -- --test-threads=16")),
