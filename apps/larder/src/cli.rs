@@ -1,6 +1,8 @@
 //! The command line: what there is, and its help.
 
-use crate::{config::ServeFlags, controllers::ControllersFlags, output::Format};
+use crate::{
+    config::ServeFlags, controllers::ControllersFlags, manifests::ManifestsFlags, output::Format,
+};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use larder_csi::Endpoint;
 use larder_model::{Bytes, FsType, Period};
@@ -59,6 +61,12 @@ pub(crate) enum Command {
     /// For when configuration, node records or cluster are lost. Changes nothing. Exit status 8 when
     /// something in the pool cannot be used as a volume.
     Adopt(Adopt),
+    /// Print the objects that run Larder in a Kubernetes cluster, as its Helm chart would make them.
+    Manifests(ManifestsFlags),
+    /// Look whether a cluster still has PersistentVolumes of drivers. Exit status 5 when it has.
+    ///
+    /// The chart asks this before it is uninstalled.
+    CanUninstall(CanUninstall),
     /// Show in 15 seconds what Larder does, on real volumes, leaving nothing behind.
     Demo(Demo),
     /// Print a completion script.
@@ -466,6 +474,17 @@ pub(crate) struct Adopt {
     /// Output format: `yaml` prints PersistentVolumes to apply, `json` the list.
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+/// `can-uninstall`.
+#[derive(Debug, Args)]
+pub(crate) struct CanUninstall {
+    /// CSI names of the drivers.
+    #[arg(required = true, value_name = "DRIVER")]
+    pub(crate) drivers: Vec<larder_model::DriverName>,
+    /// A kubeconfig [default: $KUBECONFIG, or the pod's ServiceAccount].
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 /// `demo`.

@@ -10,6 +10,7 @@
 //! | [`controllers`] | the Kubernetes controllers for a driver behind a socket |
 //! | [`session`], [`commands`], [`output`], [`exit`] | everything else: a driver's CSI services, called by hand |
 //! | [`doctor`] | finds what is left over, lost or about to go wrong |
+//! | [`manifests`] | the objects of a Kubernetes deployment |
 //! | [`demo`] | what Larder does, in seconds |
 
 mod backends;
@@ -25,6 +26,7 @@ mod exit;
 pub mod fuzzing;
 mod http;
 mod logging;
+mod manifests;
 mod output;
 mod serve;
 mod session;
@@ -71,6 +73,7 @@ fn run(command: Command) -> Result<()> {
             return Ok(());
         }
         Command::Man { folder } => return man(&folder),
+        Command::Manifests(flags) => return manifests::run(&flags),
         Command::Demo(_) => demo::enter_namespace()?,
         _ => {}
     }
@@ -95,9 +98,11 @@ fn run(command: Command) -> Result<()> {
             Command::Pool(command) => Box::pin(commands::pool::run(command)).await,
             Command::Driver(command) => Box::pin(commands::driver::run(command)).await,
             Command::Adopt(flags) => Box::pin(commands::adopt::run(flags)).await,
+            Command::CanUninstall(flags) => Box::pin(commands::uninstall::run(flags)).await,
             Command::Doctor(flags) => Box::pin(doctor::run(flags)).await,
             Command::Demo(flags) => Box::pin(demo::run(flags)).await,
             Command::Config(_)
+            | Command::Manifests(_)
             | Command::Completions { .. }
             | Command::Man { .. }
             | Command::Internal { .. } => Ok(()),

@@ -12,6 +12,7 @@ pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod snapshot;
 pub(crate) mod trash;
+pub(crate) mod uninstall;
 pub(crate) mod volume;
 
 /// A driver's answer, or its status as a [`larder_model::Fault`] about `what`.

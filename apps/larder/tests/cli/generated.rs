@@ -17,7 +17,10 @@ fn documented() -> Vec<String> {
         let cell = row.replace("\\|", "/");
         let cell = cell.split('|').nth(1).unwrap().to_owned();
         for code in cell.split('`').skip(1).step_by(2) {
-            let lower = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+            let lower = |word: &&str| {
+                let letters = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+                letters && !word.starts_with('-')
+            };
             found.push(code.split(' ').take_while(lower).collect::<Vec<_>>().join(" "));
         }
     }
