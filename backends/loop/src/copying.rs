@@ -218,11 +218,17 @@ impl Copier {
                     continue;
                 }
             }
-            if way.consistency != Consistency::Clean {
+            if way.consistency == Consistency::Crash {
                 return Ok(way.consistency);
             }
             let after = self.observe(job.from)?;
-            if after.writers.is_empty() && after.version == seen.version {
+            let holds = match way.consistency {
+                Consistency::Clean => after.writers.is_empty() && after.version == seen.version,
+                // What was frozen is found by its path: unstaged at that moment it was another file
+                // system, and the image may have been written to by its next user.
+                _ => after.use_of() == seen.use_of(),
+            };
+            if holds {
                 return Ok(way.consistency);
             }
             remove(job.to)?;
@@ -318,7 +324,7 @@ impl Copier {
         let done = work()?;
         if let Some(frozen) = frozen {
             cx.step("let writes go on")?;
-            frozen.thaw().map_err(Fault::elsewhere)?;
+            frozen.thaw().map_err(over)?;
         }
         Ok(done)
     }
@@ -338,8 +344,15 @@ impl Copier {
         }
         cx.step("hold back writes")?;
         // Its records lie elsewhere: a full /run is no want of space in the pool.
-        self.freezer.freeze(&places, self.limits.deadline).map(Some).map_err(Fault::elsewhere)
+        self.freezer.freeze(&places, self.limits.deadline).map(Some).map_err(over)
     }
+}
+
+/// A freeze that took too long is over, and what was copied thrown away: no deadline of the call, after
+/// which work would go on.
+pub(crate) fn over(fault: Fault) -> Fault {
+    let fault = fault.elsewhere();
+    if fault.kind() == Kind::Deadline { fault.with_kind(Kind::Unavailable) } else { fault }
 }
 
 /// Whether image and copy lie on one file system: what is full on the one side is so on the other.

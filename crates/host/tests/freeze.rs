@@ -114,6 +114,35 @@ fn a_freeze_of_somebody_else_is_refused_and_stays_theirs() {
 }
 
 #[test]
+fn a_watchdog_that_is_killed_while_it_freezes_leaves_nothing_frozen() {
+    let scratch = Scratch::new();
+    let (_, target) = scratch.mounted("m", FsType::Ext4, Bytes::mib(64));
+    let _thaw = ThawAtEnd(&target);
+    // As if killed after the kernel had frozen, and before it could say so.
+    let script = format!(
+        "echo ready; read word; echo flushed; read word; fsfreeze --freeze '{}'; kill -KILL $$",
+        target.display()
+    );
+    let killed = HelperProgram(vec!["/bin/sh".into(), "-c".into(), script.into()]);
+    let freezer = Freezer::new(scratch.dir("records"), killed, vec![]);
+    let fault = freezer.freeze(std::slice::from_ref(&target), LONG).unwrap_err();
+    assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+    write_in_background(&target).recv_timeout(LONG).unwrap();
+    assert_eq!(records(&scratch), 0);
+}
+
+#[test]
+fn the_folder_of_records_may_be_wiped_at_any_time() {
+    let scratch = Scratch::new();
+    let (_, target) = scratch.mounted("m", FsType::Ext4, Bytes::mib(64));
+    let _thaw = ThawAtEnd(&target);
+    let freezer = freezer(&scratch);
+    fs::remove_dir(scratch.dir("records")).unwrap();
+    freezer.freeze(std::slice::from_ref(&target), LONG).unwrap().thaw().unwrap();
+    assert_eq!(records(&scratch), 0);
+}
+
+#[test]
 fn what_protected_paths_depend_on_is_never_frozen() {
     let scratch = Scratch::new();
     let (_, pool) = scratch.mounted("pool", FsType::Btrfs, Bytes::mib(512));

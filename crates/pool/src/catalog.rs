@@ -312,13 +312,21 @@ pub(crate) fn read_record<R: Record>(place: &Path) -> Result<Option<(R, Vec<u8>)
     }
 }
 
-/// The contents of a file that is small: three system calls, where [`std::fs::read`] makes five.
+/// The contents of a file that is small: four system calls, where [`std::fs::read`] makes six.
 fn read_small(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut buffer = [0; 8192];
     let mut file = File::open(path)?;
-    let n = file.read(&mut buffer)?;
-    // A regular file gives less than was asked for only at its end.
-    if n < buffer.len() { Ok(buffer[..n].to_vec()) } else { std::fs::read(path) }
+    let mut n = 0;
+    // To its end: some file systems in user space give less than there is.
+    while n < buffer.len() {
+        match file.read(&mut buffer[n..]) {
+            Ok(0) => return Ok(buffer[..n].to_vec()),
+            Ok(more) => n += more,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    std::fs::read(path)
 }
 
 /// The names on a shelf. What cannot be a name of ours is not our business.
@@ -365,8 +373,13 @@ fn load_shelf<R: Record>(pool: &Path) -> Result<Rows> {
     };
     let load = &load;
     let parts: Vec<std::thread::Result<Vec<(Native, Row)>>> = std::thread::scope(|scope| {
-        let running: Vec<_> = names.chunks(share).map(|part| scope.spawn(|| load(part))).collect();
-        running.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+        let start = |part| std::thread::Builder::new().spawn_scoped(scope, move || load(part));
+        let running: Vec<_> = names.chunks(share).map(|part| (part, start(part).ok())).collect();
+        // Where no more threads can be had, this one does their part.
+        let end = |(part, running): (_, Option<std::thread::ScopedJoinHandle<'_, _>>)| {
+            running.map_or_else(|| Ok(load(part)), std::thread::ScopedJoinHandle::join)
+        };
+        running.into_iter().map(end).collect()
     });
     let mut rows = Rows::default();
     for part in parts {

@@ -26,12 +26,14 @@ impl<M: Medium> Core<M> {
                     && last.as_ref().is_none_or(|last| native < last)
                     && !pool.catalog().contains(crate::layout::Shelf::Volumes, native)
             });
-            for native in statics.into_iter().take(max) {
-                match statics::find(&*self.medium, pool, &native) {
-                    Ok(entry) => entries.extend(entry),
-                    Err(fault) => tracing::warn!("leave a static volume out of a list: {fault}"),
-                }
-            }
+            // As many as can be read: a page that comes back short would be taken for the last one.
+            let found = statics.into_iter().filter_map(|native| {
+                statics::find(&*self.medium, pool, &native).unwrap_or_else(|fault| {
+                    tracing::warn!("leave a static volume out of a list: {fault}");
+                    None
+                })
+            });
+            entries.extend(found.take(max));
             entries.sort_by(|a, b| a.id.native().cmp(b.id.native()));
             entries.truncate(max);
             Ok(entries.iter().map(|entry| self.describe(entry)).collect())

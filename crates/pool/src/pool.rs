@@ -24,7 +24,7 @@ use crate::{
     layout::{FOLDERS, IDENTITY, RECORD, SCRATCH, STATIC, STATIC_RECORD, Shelf, owner_lock},
     medium::{Medium, PoolTraits},
     owner::{self, OwnerNote},
-    record::{SnapshotRecord, VolumeRecord},
+    record::{FileMark, SnapshotRecord, VolumeRecord},
     trash::{Bin, Stop, Yielding},
 };
 use larder_host::{Host, durable, filesystems::is_read_only, lock::FileLock};
@@ -241,8 +241,12 @@ impl Pool {
         } else {
             volume.folder.join(RECORD)
         };
+        let mark = volume.is_static.then(|| FileMark::of(&volume.data)).transpose()?;
         let current = if volume.is_static {
-            crate::statics::read_record(&path)?.or_else(|| Some(volume.record.clone()))
+            // What was noted of another file that had the name is nothing known of this one.
+            let noted = crate::statics::read_record(&path)?;
+            let is_of_it = |r: &VolumeRecord| r.noted_of.is_none_or(|noted| Some(noted) == mark);
+            Some(noted.filter(is_of_it).unwrap_or_else(|| volume.record.clone()))
         } else {
             self.catalog().get::<VolumeRecord>(native)?
         };
@@ -251,6 +255,9 @@ impl Pool {
         })?;
         let before = record.clone();
         change(&mut record)?;
+        if record != before && volume.is_static {
+            record.noted_of = mark;
+        }
         if record != before {
             let text = text_of(&record)?;
             if !volume.is_static {

@@ -29,7 +29,7 @@ const SORTS: &[Sort] = &[
     sort!("group", |text| larder_pool::fuzzing::record("group", text), "format", true),
     sort!("identity", |text| larder_pool::fuzzing::record("identity", text), "format", true),
     sort!("trash", |text| larder_pool::fuzzing::record("trash", text), "format", true),
-    sort!("node", larder_volumes::node::fuzz, "format", false),
+    sort!("node", larder_volumes::node::fuzz, "format", true),
     sort!("freeze", larder_host::fuzzing::freeze_record, "version", false),
     sort!("lock", larder_host::fuzzing::holder, "", false),
     sort!("mounted", larder::fuzzing::mounted, "", false),

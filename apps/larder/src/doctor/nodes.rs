@@ -10,7 +10,7 @@ use super::{
 use larder_host::loops::Backing;
 use larder_model::Result;
 use larder_pool::look::Open;
-use larder_volumes::node::look::{RecordLook, StagedLook, records_dir};
+use larder_volumes::node::look::{RecordLook, StagedLook, Unreadable, records_dir};
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -20,6 +20,12 @@ pub(crate) const UNREADABLE: Sort = Sort {
     name: "node-record-unreadable",
     severity: Severity::Warning,
     why: "its volume cannot be staged or published on this node as long as it is there",
+};
+pub(crate) const NEWER: Sort = Sort {
+    name: "node-record-newer",
+    severity: Severity::Warning,
+    why: "only the release that wrote it knows how its volume is in use here, so it is neither staged nor \
+          unstaged by this one",
 };
 pub(crate) const OTHER_BOOT: Sort = Sort {
     name: "node-record-of-another-boot",
@@ -63,9 +69,15 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
             continue;
         }
         let mut ours = Vec::new();
-        for (path, fault) in &driver.unreadable {
-            let finding = Finding::new(&UNREADABLE, path, format!("cannot {}", plain(fault)));
-            ours.push(by_start(driver, finding, path));
+        for Unreadable { path, fault, newer } in &driver.unreadable {
+            let what = format!("cannot {}", plain(fault));
+            ours.push(if *newer {
+                let mend =
+                    "install the newer release again, or drain this node and remove the record";
+                Finding::new(&NEWER, path, what).by_hand(mend)
+            } else {
+                by_start(driver, Finding::new(&UNREADABLE, path, what), path)
+            });
         }
         let stale = stale_mounts(scene, driver)?;
         for record in &driver.records {

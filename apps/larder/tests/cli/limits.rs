@@ -100,4 +100,10 @@ fn a_static_volume_can_be_modified() {
     assert_eq!(site.read_limits(), [3_000_000]);
     site.ok(&["volume", "unmount", "s"]);
     assert!(site.read_limits().is_empty());
+    // Another image has the name now: what was asked of the former one is not asked of it.
+    std::fs::remove_file(&image).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    assert_eq!(limits(&site, "s")["asked"], json!({}));
+    site.ok(&["volume", "modify", "s", "--param", "maxReadBps=4M"]);
+    assert_eq!(limits(&site, "s")["asked"], json!({ "maxReadBps": 4_000_000 }));
 }

@@ -225,4 +225,11 @@ async fn node_records_of_what_does_not_stand_are_mended_with_and_without_a_drive
         &[("node-record-of-another-boot", &of_c, true), ("node-record-unreadable", &damaged, true)],
     );
     site.ok(&["volume", "rm", "c"]);
+
+    // Of a later release: this one leaves it where it is.
+    let newer = records.join(format!("{}.json", "1".repeat(64)));
+    std::fs::write(&newer, r#"{"format": 2, "other": true}"#).unwrap();
+    found_and_mended(&site, &[("node-record-newer", &newer, false)]);
+    site.ok(&["volume", "ls"]);
+    assert_eq!(std::fs::read(&newer).unwrap(), br#"{"format": 2, "other": true}"#);
 }

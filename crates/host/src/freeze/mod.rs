@@ -71,7 +71,9 @@ impl Freezer {
     ///
     /// # Errors
     /// `Precondition` for a protected file system, one that cannot freeze, or one that somebody
-    /// else has frozen (which stays frozen); `Deadline` when it could not be done in time.
+    /// else has frozen (which stays frozen); `Deadline` when it could not be done in time;
+    /// `Unavailable` when what is cached could not be written in two minutes. No call of ours waits
+    /// for the device itself: the watchdog does.
     pub fn freeze(&self, mounts: &[PathBuf], deadline: Duration) -> Result<Frozen> {
         match &self.0 {
             Kind::Fake(kernel) => {
@@ -94,12 +96,7 @@ impl Freezer {
                 for place in &places {
                     protect::refuse(&place.path, place.device, &never)?;
                 }
-                // Writers wait while a freeze writes out what is dirty: most of it goes now. What
-                // cannot be written fails the freeze itself.
-                for place in &places {
-                    let _ = rustix::fs::syncfs(&place.directory);
-                }
-                let record = record::Record::new(&places, deadline);
+                let record = record::Record::new(&places, watchdog::FLUSH + deadline);
                 let path = record.write(record_dir)?;
                 let running = watchdog::Watchdog::start(watchdog, &path, places, deadline)?;
                 Ok(Frozen(Some(State::Real(running))))

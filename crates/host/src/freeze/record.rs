@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
@@ -66,7 +67,18 @@ impl Record {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("{}-{}-{n}{SUFFIX}", self.until, self.pid));
-        durable::write_json(&path, self)?;
+        match durable::write_json(&path, self) {
+            // The folder was wiped under us; or the start of another process, with process ids of its
+            // own, took our half-written file for one that was left behind.
+            Err(fault) if fault.kind() == Kind::NotFound => {
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(
+                    |e| Fault::io(format!("make the folder of freezes {}", dir.display()), e),
+                )?;
+                durable::write_json(&path, self)
+                    .map_err(|fault| fault.with_kind(Kind::Unavailable))?;
+            }
+            done => done?,
+        }
         Ok(path)
     }
 

@@ -1,8 +1,11 @@
 //! The watchdog: freezes when told, thaws when told, at the deadline, or when nobody is left to tell.
 //!
-//! It and its parent speak in lines: `ready`, then `freeze` answered by `frozen` or
-//! `error INDEX ERRNO`, then `thaw` answered by `thawed`, or by `torn` when the deadline (or
-//! somebody else) was faster.
+//! It and its parent speak in lines: `ready`, then `flush` answered by `flushed`, then `freeze`
+//! answered by `frozen` or `error INDEX ERRNO`, then `thaw` answered by `thawed`, or by `torn` when
+//! the deadline (or somebody else) was faster.
+//!
+//! Also writing out what is cached is the watchdog's: a process that waits for a slow device cannot
+//! be killed, and must not be the one that holds the pools.
 
 use super::{
     Place,
@@ -28,6 +31,8 @@ use std::{
 /// How long the watchdog may take to start, and to answer after a thaw.
 const START: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(20);
+/// How long writing out what is cached may take, before writers are held back.
+pub(super) const FLUSH: Duration = Duration::from_secs(120);
 
 /// The parent's side.
 #[derive(Debug)]
@@ -68,6 +73,18 @@ impl Watchdog {
                     .hint("nothing was frozen"),
             });
         }
+        watchdog.say("flush");
+        if watchdog.line(Instant::now() + FLUSH).is_err() {
+            // It ends by itself when the device has taken everything, and removes the record.
+            return Err(Fault::unavailable(format!(
+                "write out what is cached in {} s, before its file system is frozen",
+                FLUSH.as_secs()
+            ))
+            .hint(
+                "its storage is slow, or its limits (maxWriteBps) are tight; nothing was frozen: \
+                   try again when less is written",
+            ));
+        }
         watchdog.say("freeze");
         // A sync of much dirty data may take as long as the deadline allows.
         let answer = watchdog.line(Instant::now() + deadline + ANSWER)?;
@@ -82,6 +99,12 @@ impl Watchdog {
                 Kind::Deadline,
                 "freeze: writing everything to disk took longer than the deadline",
             )),
+            // Killed, perhaps just after the kernel has frozen: then it is on us.
+            None => {
+                thaw_each(watchdog.places.iter())?;
+                forget(&watchdog.record)?;
+                Err(Fault::unavailable("freeze: the watchdog was killed").hint("try again"))
+            }
             other => Err(Fault::internal(format!("freeze: the watchdog answered {other:?}"))),
         }
     }
@@ -286,6 +309,16 @@ fn watch(record_path: &Path, deadline: Duration) -> Result<()> {
     }
     let mut parent = Parent { read: Vec::new() };
     Parent::say("ready");
+    match parent.hear(Some(Instant::now() + START)) {
+        Heard::Line(line) if line == "flush" => {}
+        _ => return forget(record_path),
+    }
+    // Writers wait while a freeze writes out what is dirty: most of it goes now. What cannot be
+    // written fails the freeze itself.
+    for place in &places {
+        let _ = rustix::fs::syncfs(&place.directory);
+    }
+    Parent::say("flushed");
     match parent.hear(Some(Instant::now() + START)) {
         Heard::Line(line) if line == "freeze" => {}
         _ => return forget(record_path),

@@ -199,7 +199,7 @@ fn words(read_only: bool, set: impl Fn(u64) -> bool, names: &[(u64, &str)]) -> V
 
 /// The flags of a file system as the mount table words them.
 fn super_flags(flags: u32) -> Vec<String> {
-    let names = [(0x10, "sync"), (0x40, "dirsync"), (0x200_0000, "lazytime")];
+    let names = [(0x10, "sync"), (0x80, "dirsync"), (0x200_0000, "lazytime")];
     words(flags & 1 != 0, |bit| u64::from(flags) & bit != 0, &names)
 }
 
@@ -244,10 +244,14 @@ mod tests {
                 told += 1;
             }
         }
-        assert!(
-            told > 0 || LACKING.load(Ordering::Relaxed),
-            "the kernel can tell, and was not heard"
-        );
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+        // Since 6.15 it tells everything that is wanted.
+        if (number(), number()) >= (6, 15) {
+            assert!(told > 0, "the kernel can tell, and was not heard");
+            assert!(!LACKING.load(Ordering::Relaxed));
+        }
     }
 
     #[test]

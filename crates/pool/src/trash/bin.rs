@@ -28,8 +28,8 @@ const RECORD: &str = ".json";
 #[derive(Debug, Default)]
 pub(crate) struct Bin {
     items: Mutex<BTreeMap<String, Item>>,
-    /// So many are just restored or removed.
-    busy: AtomicUsize,
+    /// So many are just removed.
+    removals: AtomicUsize,
     /// What is not as it should be, in words.
     broken: Vec<String>,
 }
@@ -91,11 +91,21 @@ impl Drop for Taken<'_> {
         if let Some(item) = self.pool.bin().items().get_mut(&self.record.id) {
             item.taken = false;
         }
-        self.pool.bin().busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn is_absent(path: &Path) -> bool {
+/// See [`Bin::removal`].
+#[derive(Debug)]
+pub(super) struct Removal<'a>(&'a Bin);
+
+impl Drop for Removal<'_> {
+    fn drop(&mut self) {
+        self.0.removals.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Nothing is there; what cannot be looked at is not absent.
+pub(super) fn is_absent(path: &Path) -> bool {
     path.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound)
 }
 
@@ -166,7 +176,7 @@ impl Bin {
         for broken in &broken {
             tracing::warn!("leave a part of the trash alone: {broken}");
         }
-        Ok(Self { items: Mutex::new(items), busy: AtomicUsize::default(), broken })
+        Ok(Self { items: Mutex::new(items), removals: AtomicUsize::default(), broken })
     }
 
     fn items(&self) -> MutexGuard<'_, BTreeMap<String, Item>> {
@@ -195,9 +205,15 @@ impl Bin {
         self.items().is_empty()
     }
 
-    /// Whether something in it is just restored or removed.
-    pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0
+    /// Whether something in it is just removed, so that there will be more room.
+    pub(super) fn is_removing(&self) -> bool {
+        self.removals.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a removal as long as what is returned lives.
+    pub(super) fn removal(&self) -> Removal<'_> {
+        self.removals.fetch_add(1, Ordering::Relaxed);
+        Removal(self)
     }
 
     /// Whether something has that id.
@@ -235,7 +251,6 @@ impl Pool {
             return Err(Fault::aborted(busy).hint("look again when that has ended"));
         }
         item.taken = true;
-        self.bin().busy.fetch_add(1, Ordering::Relaxed);
         Ok(Some(Taken { pool: self, record: item.record.clone() }))
     }
 }

@@ -2,8 +2,7 @@
 
 use super::{
     Stop,
-    bin::Taken,
-    exists,
+    bin::{Taken, is_absent},
     record::{TrashRecord, Watch},
     yielding::{Room, Want},
 };
@@ -32,9 +31,10 @@ impl<M: Medium> Core<M> {
         let folder = taken.folder();
         let grave = pool.path().join(DELETING).join(taken.record.folder());
         taken.refuse_another()?;
+        let _removal = pool.bin().removal();
         cx.step("take it from the trash for good")?;
         pool.while_current(|| match std::fs::rename(&folder, &grave) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !exists(&folder) => {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && is_absent(&folder) => {
                 if pool.still_there() {
                     return Ok(());
                 }
@@ -64,18 +64,36 @@ impl<M: Medium> Core<M> {
     pub(super) fn empty_trash(&self, older_than: Option<Period>, cx: &Cx) -> Result<Removed> {
         let least = older_than.map_or(Duration::ZERO, Period::as_duration);
         let mut removed = Removed::default();
+        // One thing that cannot be removed, or a pool that is away, keeps no other from going.
+        let mut first = None;
         for name in self.places.names() {
-            let pool = self.places.get(name).map_err(|fault| fault.during("empty the trash"))?;
             let old = |record: &TrashRecord, now: &Moment| record.age(now) >= least;
-            let part = self.empty_pool(&pool, old, cx, |_, fault| Err(fault));
-            let part = part.map_err(|fault| {
-                let so_far = removed.count;
-                pool.explain(fault).during(format!("empty the trash ({so_far} things are removed)"))
-            })?;
-            removed.count += part.count;
-            removed.allocated = removed.allocated.saturating_add(part.allocated);
+            let part = self.places.get(name).and_then(|pool| {
+                self.empty_pool(&pool, old, cx, |record, fault| {
+                    if fault.is_simulated_crash() {
+                        return Err(fault);
+                    }
+                    let fault = pool.explain(fault).during(format!("remove {}", record.id));
+                    first.get_or_insert(fault);
+                    Ok(())
+                })
+            });
+            match part {
+                Ok(part) => {
+                    removed.count += part.count;
+                    removed.allocated = removed.allocated.saturating_add(part.allocated);
+                }
+                Err(fault) if fault.is_simulated_crash() => return Err(fault),
+                Err(fault) => {
+                    first.get_or_insert(fault);
+                }
+            }
         }
-        Ok(removed)
+        let so_far = removed.count;
+        let told = |fault: Fault| {
+            Err(fault.during(format!("empty the trash ({so_far} things are removed)")))
+        };
+        first.map_or(Ok(removed), told)
     }
 
     /// Removes those that are `old`, the oldest first. `failed` says whether to go on after one could
@@ -115,13 +133,13 @@ impl<M: Medium> Core<M> {
             return Ok(());
         };
         let now = Moment::now();
-        let believed = watch.believes(&now, retention);
+        let clock = watch.look(&now, retention);
         let pool = self.places.get(name)?;
         if pool.is_read_only() {
             return Ok(());
         }
         let cx = Cx::new();
-        let old = |record: &TrashRecord, now: &Moment| record.is_due(retention, now, believed);
+        let old = |record: &TrashRecord, now: &Moment| record.is_due(retention, now, &clock);
         let removed = self.empty_pool(&pool, old, &cx, |record, fault| {
             if !pool.stopping().is_told() && said.insert(record.id.clone()) {
                 tracing::warn!(pool = %pool.name(), "{fault}; it is tried again");

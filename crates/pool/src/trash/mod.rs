@@ -36,7 +36,7 @@ use crate::{
     pool::Pool,
 };
 use async_trait::async_trait;
-use bin::record_path;
+use bin::{is_absent, record_path};
 use larder_host::{clock::Moment, durable};
 use larder_model::{
     Cx, Fault, Native, Period, PoolName, RequestedName, Result, SnapshotId, VolumeId,
@@ -84,7 +84,7 @@ impl<M: Medium> Core<M> {
     ) -> Result<()> {
         match kept {
             // Without data there is nothing to restore.
-            Some((kept, data)) if pool.config().trash.is_some() && exists(data) => {
+            Some((kept, data)) if pool.config().trash.is_some() && !is_absent(data) => {
                 self.put(pool, kept, data, cx)
             }
             _ => {
@@ -122,7 +122,7 @@ impl<M: Medium> Core<M> {
         let folder = pool.path().join(TRASH).join(record.folder());
         let moved = pool.while_current(|| match std::fs::rename(&place, &folder) {
             Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::NotFound && !exists(&place) => {
+            Err(e) if e.kind() == ErrorKind::NotFound && is_absent(&place) => {
                 if pool.still_there() {
                     return Ok(false);
                 }
@@ -201,10 +201,6 @@ fn describe(record: &TrashRecord, pool: &PoolName, retention: Option<Period>) ->
 fn sync(pool: &Pool, shelf: Shelf) -> Result<()> {
     durable::sync_dir(&pool.path().join(TRASH))?;
     durable::sync_dir(&shelf.folder(pool.path()))
-}
-
-fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
 }
 
 #[async_trait]

@@ -125,8 +125,7 @@ impl TrashRecord {
     /// How long ago it was deleted, as far as is known: in the same boot that is certain.
     pub(super) fn age(&self, now: &Moment) -> Duration {
         self.certain_age(now).unwrap_or_else(|| {
-            let wall = now.wall.duration_since(self.deleted);
-            Duration::try_from(wall).unwrap_or_default().max(now.uptime)
+            Duration::try_from(now.wall.duration_since(self.deleted)).unwrap_or_default()
         })
     }
 
@@ -136,13 +135,14 @@ impl TrashRecord {
         (self.boot == now.boot).then(|| now.uptime.saturating_sub(then))
     }
 
-    /// Whether its time is over. What was deleted before this boot is as old as the boot for certain,
-    /// and older only by a wall clock that is believed.
-    pub(super) fn is_due(&self, retention: Period, now: &Moment, believed: bool) -> bool {
+    /// Whether its time is over. In another boot, or on another machine that has the pool's disk by
+    /// now, it is as old for certain as this process has had the pool, and older only by a wall clock
+    /// that is believed.
+    pub(super) fn is_due(&self, retention: Period, now: &Moment, clock: &Clock) -> bool {
         let retention = retention.as_duration();
         match self.certain_age(now) {
             Some(age) => age >= retention,
-            None => now.uptime >= retention || (believed && self.age(now) >= retention),
+            None => clock.watched >= retention || (clock.believed && self.age(now) >= retention),
         }
     }
 }
@@ -152,11 +152,22 @@ impl TrashRecord {
 pub(super) struct Watch {
     /// The last look, and since when the clock has gone on undisturbed.
     last: Option<(Moment, Duration)>,
+    /// The uptime at the first look.
+    first: Option<Duration>,
+}
+
+/// What is known of the time.
+#[derive(Debug)]
+pub(super) struct Clock {
+    /// The wall clock can be believed.
+    believed: bool,
+    /// How long this process has looked.
+    watched: Duration,
 }
 
 impl Watch {
-    /// Looks at the clock; whether it can be believed now.
-    pub(super) fn believes(&mut self, now: &Moment, retention: Period) -> bool {
+    /// Looks at the clock.
+    pub(super) fn look(&mut self, now: &Moment, retention: Period) -> Clock {
         let since = match &self.last {
             Some((last, since)) if !is_step(last, now) => *since,
             Some(_) => {
@@ -166,7 +177,11 @@ impl Watch {
             None => now.uptime,
         };
         self.last = Some((now.clone(), since));
-        now.uptime.saturating_sub(since) >= BELIEVED_AFTER.min(retention.as_duration())
+        let undisturbed = now.uptime.saturating_sub(since);
+        Clock {
+            believed: undisturbed >= BELIEVED_AFTER.min(retention.as_duration()),
+            watched: now.uptime.saturating_sub(*self.first.get_or_insert(now.uptime)),
+        }
     }
 }
 
@@ -199,6 +214,10 @@ mod tests {
         TrashRecord::new(kept, &"p".parse().unwrap(), Bytes::ZERO, at)
     }
 
+    fn clock(believed: bool, watched: u64) -> Clock {
+        Clock { believed, watched: Duration::from_secs(watched) }
+    }
+
     fn day() -> Period {
         "24h".parse().unwrap()
     }
@@ -208,8 +227,9 @@ mod tests {
         let record = deleted(moment("a", 0, 100));
         for wall in [-400 * 86_400, 0, 400 * 86_400] {
             let early = moment("a", wall, 100 + DAY - 1);
-            assert!(!record.is_due(day(), &early, true), "{wall}");
-            assert!(record.is_due(day(), &moment("a", wall, 100 + DAY), false), "{wall}");
+            assert!(!record.is_due(day(), &early, &clock(true, 0)), "{wall}");
+            let late = moment("a", wall, 100 + DAY);
+            assert!(record.is_due(day(), &late, &clock(false, 0)), "{wall}");
         }
     }
 
@@ -217,27 +237,37 @@ mod tests {
     fn after_a_reboot_the_wall_clock_counts_once_it_is_believed() {
         let record = deleted(moment("a", 0, 100));
         let now = moment("b", 3 * 86_400, 60);
-        assert!(!record.is_due(day(), &now, false));
-        assert!(record.is_due(day(), &now, true));
-        assert!(!record.is_due(day(), &moment("b", 3_600, 60), true));
-        // A clock that stands before the deletion: what ran since this boot is certain.
-        assert!(!record.is_due(day(), &moment("b", -9_999, DAY - 1), true));
-        assert!(record.is_due(day(), &moment("b", -9_999, DAY), true));
+        assert!(!record.is_due(day(), &now, &clock(false, 0)));
+        assert!(record.is_due(day(), &now, &clock(true, 0)));
+        assert!(!record.is_due(day(), &moment("b", 3_600, 60), &clock(true, 0)));
+        // A clock that stands before the deletion: what was waited here is certain.
+        assert!(!record.is_due(day(), &moment("b", -9_999, DAY), &clock(true, DAY - 1)));
+        assert!(record.is_due(day(), &moment("b", -9_999, DAY + 9), &clock(true, DAY)));
+    }
+
+    #[test]
+    fn what_came_with_a_disk_from_another_machine_is_not_as_old_as_this_one_is_up() {
+        let record = deleted(moment("theirs", 0, 100));
+        // Up for forty days, and five minutes have gone by.
+        let now = moment("ours", 300, 40 * DAY);
+        assert!(!record.is_due(day(), &now, &clock(true, 60)));
+        assert_eq!(record.age(&now), Duration::from_secs(300));
+        assert!(record.is_due(day(), &moment("ours", 86_400, 41 * DAY), &clock(true, 60)));
     }
 
     #[test]
     fn a_clock_is_believed_after_an_hour_without_a_jump() {
         let mut watch = Watch::default();
-        assert!(!watch.believes(&moment("b", 0, 10), day()));
-        assert!(!watch.believes(&moment("b", 3_599, 3_609), day()));
-        assert!(watch.believes(&moment("b", 3_600, 3_610), day()));
+        assert!(!watch.look(&moment("b", 0, 10), day()).believed);
+        assert!(!watch.look(&moment("b", 3_599, 3_609), day()).believed);
+        assert!(watch.look(&moment("b", 3_600, 3_610), day()).believed);
         // Ten years ahead at once, and back.
-        assert!(!watch.believes(&moment("b", 315_360_000, 3_670), day()));
-        assert!(!watch.believes(&moment("b", 3_720, 3_730), day()));
-        assert!(watch.believes(&moment("b", 7_330, 7_340), day()));
+        assert!(!watch.look(&moment("b", 315_360_000, 3_670), day()).believed);
+        assert!(!watch.look(&moment("b", 3_720, 3_730), day()).believed);
+        assert!(watch.look(&moment("b", 7_330, 7_340), day()).believed);
         let mut short = Watch::default();
         let second = "1s".parse().unwrap();
-        assert!(!short.believes(&moment("b", 0, 10), second));
-        assert!(short.believes(&moment("b", 1, 11), second));
+        assert!(!short.look(&moment("b", 0, 10), second).believed);
+        assert!(short.look(&moment("b", 1, 11), second).believed);
     }
 }

@@ -142,7 +142,7 @@ impl<M: Medium> Core<M> {
             return Ok(Room::Made { helped: true });
         }
         let first = look()?;
-        let is_idle = !pool.bin().is_busy();
+        let is_idle = !pool.bin().is_removing();
         if (pool.bin().is_empty() && is_idle) || is_hopeless(pool, want, &first, is_idle) {
             return Ok(Room::None);
         }
@@ -214,7 +214,7 @@ fn await_removals(pool: &Pool, want: Want) -> Result<bool> {
     if is_met()? {
         return Ok(false);
     }
-    let is_removing = || pool.bin().is_busy() || !pool.removing().is_empty();
+    let is_removing = || pool.bin().is_removing() || !pool.removing().is_empty();
     let any = is_removing();
     while is_removing() && begun.elapsed() < PATIENCE {
         if pool.stopping().wait(LOOK_AGAIN) || is_met()? {

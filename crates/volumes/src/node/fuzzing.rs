@@ -1,7 +1,6 @@
 //! Private parsers, for `tests/fuzz`.
 
 use super::record::Record;
-use larder_host::durable;
 use larder_model::{Fault, Result};
 use std::path::Path;
 
@@ -10,7 +9,6 @@ use std::path::Path;
 /// # Errors
 /// Those of reading.
 pub fn record(text: &[u8]) -> Result<Vec<u8>> {
-    let path = Path::new("/records/x");
-    let record = durable::json::<Record>(path, text)?.of_known_format(path)?;
+    let record = Record::parse(Path::new("/records/x"), text)?;
     serde_json::to_vec_pretty(&record).map_err(|e| Fault::internal("print a record").because(e))
 }

@@ -6,7 +6,7 @@
 use super::{
     executor::Executor,
     plan::Seen,
-    record::{Phase, Shows, Staged, Terms},
+    record::{Later, Phase, Shows, Staged, Terms},
     sight,
 };
 use larder_host::paths::TargetPath;
@@ -91,6 +91,7 @@ impl Executor {
                     shows: Some(shows),
                     root: None,
                     reader: top.is_some_and(|entry| entry.is_read_only()),
+                    later: Later::new(),
                 }))
             })
             .await?;

@@ -4,7 +4,7 @@
 //! may be in the middle of something.
 
 use super::{
-    record::{Phase, Record, Shows, Store},
+    record::{Damaged, Phase, Record, Shows, Store},
     sight::{self, Place},
 };
 use larder_host::{
@@ -55,8 +55,16 @@ pub struct PlaceLook {
     pub stands: bool,
 }
 
-/// A file that is no record.
-pub type Unreadable = (PathBuf, Fault);
+/// A file that is no record of this version.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: Fault,
+    /// It is whole, but of a newer version, which alone can take back what it tells of.
+    pub newer: bool,
+}
 
 /// Where a driver's records are.
 pub fn records_dir(state_dir: &Path, driver: &str) -> PathBuf {
@@ -80,7 +88,9 @@ pub fn look(
     let store = Store::new(records_dir(state_dir, driver), larder_host::boot_id());
     let (records, damaged) = store.all()?;
     let looks = records.iter().map(|record| one(host, &store, record)).collect::<Result<_>>()?;
-    Ok((looks, damaged.into_iter().map(|bad| (bad.path, bad.fault)).collect()))
+    let unreadable =
+        |bad: Damaged| Unreadable { path: bad.path, fault: bad.fault, newer: bad.newer };
+    Ok((looks, damaged.into_iter().map(unreadable).collect()))
 }
 
 fn one(host: &Host, store: &Store, record: &Record) -> Result<RecordLook> {

@@ -7,7 +7,7 @@ use super::{
     PublishRequest, StageRequest,
     executor::Executor,
     plan::{self, PublishSeen, PublishStep, Seen},
-    record::{Phase, Publication, Record, Shows, Staged, Terms},
+    record::{Later, Phase, Publication, Record, Shows, Staged, Terms},
 };
 use larder_host::{BindRequest, paths::TargetPath};
 use larder_model::{Cx, Fault, Kind, Result, VolumeId, backend::Attachment};
@@ -53,6 +53,7 @@ impl Executor {
                 target: target.as_path().to_owned(),
                 terms: Terms::new(&request.capability, &request.context),
                 readonly: request.readonly || asked.reader,
+                later: Later::new(),
             },
             options: asked.flags.per_mount(),
             cx: cx.clone(),

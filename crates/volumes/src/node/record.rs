@@ -18,9 +18,9 @@
 
 mod store;
 
-pub(super) use store::Store;
+pub(super) use store::{Damaged, Store};
 
-use larder_host::{DeviceId, MountRoot};
+use larder_host::{DeviceId, MountRoot, durable};
 use larder_model::{
     AccessMode, AccessType, Fault, Handle, Kind, Result, VolumeCapability, VolumeId,
     backend::Attachment, params::RESERVED, volume::Attributes,
@@ -29,12 +29,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// The format that this version writes. Older ones do not exist; newer ones are refused.
+/// The format that this version writes. Older ones do not exist. A newer one is for what must not be
+/// overlooked: its record is refused and stays where it is. What may be overlooked is a new key.
 const FORMAT: u32 = 1;
 
 /// What is known of one volume on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Record {
     format: u32,
     /// The boot in which its mounts and devices exist.
@@ -50,7 +51,12 @@ pub(super) struct Record {
     /// It lives and dies with its pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) inline: Option<Inline>,
+    #[serde(flatten)]
+    later: Later,
 }
+
+/// What a later release has added in the same format: kept, for when it comes back.
+pub(super) type Later = serde_json::Map<String, serde_json::Value>;
 
 /// How far staging is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +72,7 @@ pub(super) enum Phase {
 
 /// A volume's staging.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Staged {
     /// How far it is.
     pub(super) phase: Phase,
@@ -85,11 +91,13 @@ pub(super) struct Staged {
     pub(super) root: Option<Root>,
     /// Nothing is written through it.
     pub(super) reader: bool,
+    #[serde(flatten)]
+    pub(super) later: Later,
 }
 
 /// What was asked for, as far as repeated calls are compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Terms {
     /// Raw block device.
     pub(super) block: bool,
@@ -189,7 +197,7 @@ impl From<Number> for DeviceId {
 
 /// What a mount of a volume looks like in the mount table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "kind", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", tag = "kind")]
 pub(super) enum Shows {
     /// A file system on this device, or the device itself.
     Device {
@@ -243,7 +251,7 @@ impl From<MountRoot> for Root {
 
 /// One workload's view of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Publication {
     /// Where.
     pub(super) target: PathBuf,
@@ -251,11 +259,13 @@ pub(super) struct Publication {
     pub(super) terms: Terms,
     /// The workload only reads.
     pub(super) readonly: bool,
+    #[serde(flatten)]
+    pub(super) later: Later,
 }
 
 /// A volume that is made for a pod and deleted with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Inline {
     /// Our own handle of it.
     handle: String,
@@ -276,18 +286,31 @@ impl Inline {
     }
 }
 
+/// The format of a record, whatever else is in it.
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
+/// Whether `text` is a record of a newer version.
+pub(super) fn is_newer(path: &Path, text: &[u8]) -> bool {
+    durable::json::<Version>(path, text).is_ok_and(|version| version.format > FORMAT)
+}
+
 impl Record {
-    /// Refuses one of a newer version, which is at `path`.
-    pub(super) fn of_known_format(self, path: &Path) -> Result<Self> {
-        if self.format <= FORMAT {
-            return Ok(self);
+    /// Understands the text of the record at `path`.
+    ///
+    /// # Errors
+    /// `Corrupt`: it is none, or one of a newer version, which may lack what this one needs.
+    pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        if is_newer(path, text) {
+            return Err(Fault::corrupt(format!(
+                "understand the record {}: it was written by a newer version",
+                path.display(),
+            ))
+            .hint("install that version again, or drain this node and remove the record"));
         }
-        Err(Fault::corrupt(format!(
-            "understand the record {}: it has format {}, written by a newer version",
-            path.display(),
-            self.format
-        ))
-        .hint("install that version again, or drain this node and remove the record"))
+        durable::json(path, text)
     }
 
     /// The publication at `target`.
@@ -333,8 +356,18 @@ mod tests {
         assert_eq!(store.load("default/a").unwrap(), None);
         let mut record = store.blank("default/a");
         let terms = Terms::new(&mount(&["password=hunter2"], None), &context(&[("token", "x")]));
-        record.publish(Publication { target: "/t".into(), terms: terms.clone(), readonly: false });
-        record.publish(Publication { target: "/t".into(), terms, readonly: true });
+        record.publish(Publication {
+            target: "/t".into(),
+            terms: terms.clone(),
+            readonly: false,
+            later: Later::new(),
+        });
+        record.publish(Publication {
+            target: "/t".into(),
+            terms,
+            readonly: true,
+            later: Later::new(),
+        });
         assert_eq!(record.publications.len(), 1);
         store.save(&record).unwrap();
         assert_eq!(store.load("default/a").unwrap().unwrap(), record);
@@ -357,7 +390,12 @@ mod tests {
         let before = store(dir.path(), "boot-1");
         let mut record = before.blank("default/a");
         let terms = Terms::new(&mount(&[], None), &context(&[]));
-        record.publish(Publication { target: "/t".into(), terms, readonly: false });
+        record.publish(Publication {
+            target: "/t".into(),
+            terms,
+            readonly: false,
+            later: Later::new(),
+        });
         before.save(&record).unwrap();
         record.volume = "csi-0123".to_owned();
         record.inline = Some(Inline::new(&VolumeId("default/x".parse().unwrap())));
@@ -380,11 +418,39 @@ mod tests {
         fs::write(store.path("default/b"), &good).unwrap();
         fs::write(store.path("default/c"), &good[..good.len() / 2]).unwrap();
         fs::write(store.path("default/d"), good.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        // A newer one may lack what this version needs.
+        fs::write(store.path("default/e"), r#"{"format": 3}"#).unwrap();
         let (records, damaged) = store.all().unwrap();
-        assert_eq!((records.len(), damaged.len()), (1, 3));
-        for volume in ["default/c", "default/d"] {
+        assert_eq!((records.len(), damaged.len()), (1, 4));
+        assert_eq!(damaged.iter().filter(|bad| bad.newer).count(), 2);
+        for volume in ["default/c", "default/d", "default/e"] {
             assert_eq!(store.load(volume).unwrap_err().kind(), Kind::Corrupt, "{volume}");
         }
+    }
+
+    #[test]
+    fn what_a_later_version_adds_in_this_format_is_kept_at_every_depth() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), "boot-1");
+        let mut record = store.blank("default/a");
+        let terms = Terms::new(&mount(&[], None), &context(&[]));
+        let target = PathBuf::from("/t");
+        record.publish(Publication { target, terms, readonly: false, later: Later::new() });
+        let mut text = serde_json::to_value(&record).unwrap();
+        let added = serde_json::json!({ "of": ["later", 1] });
+        text["added"] = added.clone();
+        text["publications"][0]["added"] = added.clone();
+        fs::create_dir(dir.path().join("driver")).unwrap();
+        fs::write(store.path("default/a"), text.to_string()).unwrap();
+
+        let mut record = store.load("default/a").unwrap().unwrap();
+        let terms = Terms::new(&mount(&[], None), &context(&[]));
+        let target = PathBuf::from("/other");
+        record.publish(Publication { target, terms, readonly: true, later: Later::new() });
+        store.save(&record).unwrap();
+        let text = fs::read_to_string(store.path("default/a")).unwrap();
+        let text: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&text["added"], &text["publications"][0]["added"]), (&added, &added));
     }
 
     #[test]

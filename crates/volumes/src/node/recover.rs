@@ -9,6 +9,7 @@
 //! | staged, but its mount and its device are gone | taken back |
 //! | inline, published nowhere | deleted |
 //! | everything else | left alone: a workload is using it; its limits are set again |
+//! | of a newer version | left: that version knows what it tells of, and its volume is refused until then |
 //! | unreadable | set aside |
 //!
 //! Invariant: no mount that a workload can see is touched.
@@ -51,6 +52,11 @@ impl Executor {
         let (records, damaged) = self.store.all()?;
         let mut told = Recovered::default();
         for bad in damaged {
+            if bad.newer {
+                tracing::warn!("left as it is: {}", bad.fault);
+                told.left.push(bad.fault.to_string());
+                continue;
+            }
             let aside = bad.path.with_extension("damaged");
             let (from, fault) = (bad.path.display(), bad.fault);
             match larder_host::durable::rename(&bad.path, &aside) {

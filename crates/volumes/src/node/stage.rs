@@ -8,7 +8,7 @@ use super::{
     executor::{Asked, Executor, kind_of},
     format::{self, Decision, Over, Wanted},
     plan::{self, Seen, SourceSeen, SourceWanted, StageSeen, StageStep},
-    record::{Phase, Record, Shows, Staged, Terms},
+    record::{Later, Phase, Record, Shows, Staged, Terms},
     sight,
 };
 use larder_host::{BindRequest, MountRequest, filesystems::reader_options, paths::TargetPath};
@@ -170,6 +170,7 @@ impl Executor {
                         shows: former.as_ref().and_then(|f| f.shows.clone()),
                         root: former.and_then(|f| f.root),
                         reader: work.asked.reader,
+                        later: Later::new(),
                     });
                     self.save(&work.record).await?;
                 }

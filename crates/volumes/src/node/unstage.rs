@@ -89,7 +89,11 @@ impl Executor {
                     cx.step("make sure that nobody uses the device")?;
                     if let Some(Shows::Device { number, .. }) = &work.shows {
                         let device = DeviceId::from(*number);
-                        self.prove_unused(id, device, work.attachment.as_ref()).await?;
+                        let unused = self.prove_unused(id, device, work.attachment.as_ref()).await;
+                        if let Err(fault) = unused {
+                            self.hold_again(id, cx).await;
+                            return Err(fault);
+                        }
                     }
                 }
                 UnstageStep::Disconnect => {

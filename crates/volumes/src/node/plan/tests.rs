@@ -1,4 +1,4 @@
-use super::*;
+use super::{super::record::Later, *};
 use larder_host::{DeviceId, MountRoot};
 use larder_model::{
     AccessType, Kind as FaultKind, MountAccess, VolumeCapability, volume::Attributes,
@@ -39,6 +39,7 @@ fn staged(phase: Phase, path: &str, terms: Terms) -> Staged {
         }),
         root: Some(MountRoot { mount: 9, device, inode: 2 }.into()),
         reader: false,
+        later: Later::new(),
     }
 }
 
@@ -208,7 +209,7 @@ mod publishing {
     const AFRESH: &[PublishStep] = &[Record, MakeTarget, Bind];
 
     fn publication(target: &str, terms: Terms, readonly: bool) -> Publication {
-        Publication { target: target.into(), terms, readonly }
+        Publication { target: target.into(), terms, readonly, later: Later::new() }
     }
     fn with_mode(mode: AccessMode) -> Publication {
         publication(TARGET, terms(false, mode, &[]), false)

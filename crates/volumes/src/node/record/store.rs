@@ -1,6 +1,6 @@
 //! The folder of records: written before effects, read after a start.
 
-use super::{FORMAT, Record, hex};
+use super::{FORMAT, Later, Record, hex, is_newer};
 use larder_host::durable;
 use larder_model::{Fault, Kind, Result};
 use sha2::{Digest, Sha256};
@@ -23,6 +23,8 @@ pub(in crate::node) struct Damaged {
     pub(in crate::node) path: PathBuf,
     /// What is wrong with it.
     pub(in crate::node) fault: Fault,
+    /// It is whole, but of a newer version.
+    pub(in crate::node) newer: bool,
 }
 
 impl Store {
@@ -49,6 +51,7 @@ impl Store {
             staged: None,
             publications: Vec::new(),
             inline: None,
+            later: Later::new(),
         }
     }
 
@@ -62,7 +65,11 @@ impl Store {
     }
 
     fn read(&self, path: &Path) -> Result<Option<Record>> {
-        durable::read_json::<Record>(path)?.map(|record| record.of_known_format(path)).transpose()
+        match fs::read(path) {
+            Ok(text) => Record::parse(path, &text).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Fault::io(format!("read {}", path.display()), e)),
+        }
     }
 
     fn of_this_boot(&self, record: Record) -> Option<Record> {
@@ -167,10 +174,13 @@ impl Store {
                 Ok(Some(record)) if self.path(&record.volume) == path => records.push(record),
                 Ok(Some(_)) => {
                     let fault = Fault::corrupt("it is the record of another volume");
-                    damaged.push(Damaged { path, fault });
+                    damaged.push(Damaged { path, fault, newer: false });
                 }
                 Ok(None) => {}
-                Err(fault) => damaged.push(Damaged { path, fault }),
+                Err(fault) => {
+                    let newer = fs::read(&path).is_ok_and(|text| is_newer(&path, &text));
+                    damaged.push(Damaged { path, fault, newer });
+                }
             }
         }
         records.sort_by(|a, b| a.volume.cmp(&b.volume));
