@@ -30,9 +30,10 @@ pub(crate) enum Command {
     /// Serve CSI drivers until told to stop.
     Serve(ServeFlags),
     /// Run the Kubernetes controllers for any CSI driver behind a socket: its volumes are made for
-    /// claims, and deleted after them.
+    /// claims, attached, grown, changed, and deleted.
     ///
-    /// Takes the place of external-provisioner; takes its flags.
+    /// Takes the place of external-provisioner, external-attacher and external-resizer; takes their
+    /// flags.
     Controllers(Box<ControllersFlags>),
     /// Create, mount, grow and delete volumes.
     #[command(subcommand, visible_alias = "vol")]

@@ -143,6 +143,20 @@ impl Driver {
         self.caller.timeout
     }
 
+    /// Whether its node grows volumes, where the node's part is behind the same socket.
+    ///
+    /// # Errors
+    /// The driver's answer: mostly UNIMPLEMENTED, where the node's part is elsewhere.
+    pub async fn node_can_expand(&self) -> Result<bool, Status> {
+        use csi::node_service_capability::{Type, rpc};
+        let asked = csi::NodeGetCapabilitiesRequest {};
+        let answer = self.node_get_capabilities(asked).await?;
+        Ok(answer.capabilities.into_iter().any(|c| match c.r#type {
+            Some(Type::Rpc(rpc)) => rpc.r#type == i32::from(rpc::Type::ExpandVolume),
+            None => false,
+        }))
+    }
+
     /// The client, for what has no method here.
     pub fn client(&self) -> &Client {
         &self.caller.client
@@ -257,6 +271,8 @@ calls! {
     controller_modify_volume(ControllerModifyVolumeRequest) -> ControllerModifyVolumeResponse via controller as "/csi.v1.Controller/ControllerModifyVolume";
     /// ListVolumes.
     list_volumes(ListVolumesRequest) -> ListVolumesResponse via controller as "/csi.v1.Controller/ListVolumes";
+    /// NodeGetCapabilities.
+    node_get_capabilities(NodeGetCapabilitiesRequest) -> NodeGetCapabilitiesResponse via node as "/csi.v1.Node/NodeGetCapabilities";
     /// NodeGetInfo.
     node_get_info(NodeGetInfoRequest) -> NodeGetInfoResponse via node as "/csi.v1.Node/NodeGetInfo";
 }

@@ -20,15 +20,22 @@
 //!   sidecars write.
 
 pub mod api;
+pub mod attach;
 pub mod cache;
+mod claims;
 pub mod client;
+mod conditions;
 pub mod driver;
 pub mod events;
+mod finalizer;
 pub mod lease;
 pub mod modes;
+pub mod modify;
+mod outcome;
 pub mod provision;
 pub mod queue;
+pub mod resize;
 mod run;
 pub mod secrets;
 
-pub use run::{Capacity, Controllers, Leases, Options};
+pub use run::{Capacity, Controllers, Leases, Options, Which};

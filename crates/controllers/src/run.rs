@@ -7,15 +7,19 @@
 //! ```
 
 use crate::{
-    api::{Key, Object, Owner, Pod, Reference, ReplicaSet},
+    api::{AttributesClass, Key, Object, Owner, Pod, Reference, ReplicaSet},
+    attach::{self, Attacher},
     cache::{Cache, Ours, Watched},
     client::{Access, Kube, Priority},
     driver::{CallMetrics, Driver},
     events::Events,
     lease::{self, Candidate, Election, Standing},
+    modify::{self, Modifier},
     provision::{self, Local, Provisioner},
     queue::QueueMetrics,
+    resize::{self, Grows, Resizer},
 };
+use futures::{FutureExt, future::BoxFuture};
 use larder_csi::Client;
 use larder_model::{Fault, Result};
 use larder_proto::csi;
@@ -70,9 +74,36 @@ pub struct Capacity {
     pub immediate: bool,
 }
 
+/// The controllers, each by the name of the Go sidecar that it takes the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Which {
+    /// Volumes for claims.
+    Provisioner,
+    /// Volumes on nodes.
+    Attacher,
+    /// Larger volumes, and volumes with other attributes.
+    Resizer,
+}
+
+impl Which {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Provisioner, Self::Attacher, Self::Resizer];
+
+    /// The Lease of the Go sidecar.
+    fn lease(self, driver: &str) -> String {
+        match self {
+            Self::Provisioner => lease::provisioner(driver),
+            Self::Attacher => lease::attacher(driver),
+            Self::Resizer => lease::resizer(driver),
+        }
+    }
+}
+
 /// How one driver is served.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Which of the controllers run.
+    pub which: BTreeSet<Which>,
     /// How long one call may take.
     pub timeout: Duration,
     /// None: this process alone does it.
@@ -83,6 +114,42 @@ pub struct Options {
     pub capacity: Option<Capacity>,
     /// The provisioner.
     pub provision: provision::Settings,
+    /// The attacher.
+    pub attach: attach::Settings,
+    /// The resizer, as far as sizes go.
+    pub resize: resize::Settings,
+    /// The resizer, as far as attributes go.
+    pub modify: modify::Settings,
+}
+
+/// What of the resizer there is to do for a driver, in this cluster.
+#[derive(Debug, Clone, Copy, Default)]
+struct Can {
+    grows: Option<Grows>,
+    modifies: bool,
+}
+
+impl Can {
+    /// The kinds that the controllers must see.
+    fn watched(self, driver: &Driver, options: &Options, local: bool) -> BTreeSet<Watched> {
+        let mut kinds = BTreeSet::new();
+        for which in &options.which {
+            match which {
+                Which::Provisioner => {
+                    kinds.extend(provision::watched(driver, &options.provision, local));
+                }
+                Which::Attacher => kinds.extend(attach::watched(driver)),
+                Which::Resizer => {}
+            }
+        }
+        if self.grows.is_some() {
+            kinds.extend(resize::watched(driver));
+        }
+        if self.modifies {
+            kinds.extend(modify::watched());
+        }
+        kinds
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -167,19 +234,22 @@ impl Controllers {
             };
             options.provision.capacity = Some(told?);
         }
-        let kinds = provision::watched(&driver, local.is_some());
-        self.watch(&kinds);
+        let Some(can) = stop.run_until_cancelled(self.can(&driver, &options)).await else {
+            return Ok(());
+        };
+        self.watch(&can.watched(&driver, &options, local.is_some()));
         tracing::info!(
             driver = driver.name(),
             local = options.local_node,
+            which = ?options.which,
             "controllers work for the driver"
         );
-        let work = |stop| self.work(driver.clone(), options.clone(), local.clone(), stop);
+        let work = |stop| self.work(driver.clone(), can, options.clone(), local.clone(), stop);
         let (None, Some(leases)) = (&local, &options.leases) else {
             work(stop).await;
             return Ok(());
         };
-        let mut candidate = self.candidate(driver.name(), leases);
+        let mut candidate = self.candidate(driver.name(), &options.which, leases);
         loop {
             if stop.run_until_cancelled(candidate.win()).await.is_none() {
                 return Ok(());
@@ -253,33 +323,96 @@ impl Controllers {
         started.extend(new);
     }
 
+    /// What of the resizer there is to do.
+    async fn can(&self, driver: &Driver, options: &Options) -> Can {
+        if !options.which.contains(&Which::Resizer) {
+            return Can::default();
+        }
+        let mut modifies = modify::works_for(driver, &options.modify);
+        if modifies {
+            let listed = self.0.kube.list::<AttributesClass>("", "", drop).await;
+            if listed.is_err_and(|error| error.is_not_found()) {
+                tracing::info!("this cluster has no VolumeAttributesClass");
+                modifies = false;
+            }
+        }
+        Can { grows: resize::grows(driver).await, modifies }
+    }
+
     async fn work(
         &self,
         driver: Driver,
+        can: Can,
         options: Options,
         local: Option<Local>,
         stop: CancellationToken,
     ) {
         let Inner { kube, cache, events, host, provisioned, queues, .. } = &*self.0;
-        let component = format!("{}_{host}_{}", driver.name(), uuid::Uuid::new_v4());
-        let provisioner = Provisioner::new(provision::Parts {
-            kube: kube.clone(),
-            cache: cache.clone(),
-            recorder: events.recorder(&component),
-            driver,
-            settings: options.provision,
-            local,
-            metrics: provisioned.clone(),
-            queues: queues.clone(),
+        let runs = |which| options.which.contains(&which);
+        let provisions = runs(Which::Provisioner).then(|| {
+            let component = format!("{}_{host}_{}", driver.name(), uuid::Uuid::new_v4());
+            Provisioner::new(provision::Parts {
+                kube: kube.clone(),
+                cache: cache.clone(),
+                recorder: events.recorder(&component),
+                driver: driver.clone(),
+                settings: options.provision.clone(),
+                local: local.clone(),
+                metrics: provisioned.clone(),
+                queues: queues.clone(),
+            })
         });
-        Box::pin(provisioner.run(&stop)).await;
+        let attaches = runs(Which::Attacher).then(|| {
+            Attacher::new(attach::Parts {
+                kube: kube.clone(),
+                cache: cache.clone(),
+                driver: driver.clone(),
+                settings: options.attach.clone(),
+                local: local.as_ref().map(|l| l.name.clone()),
+                queues: queues.clone(),
+            })
+        });
+        let resizer = events.recorder(&format!("external-resizer {}", driver.name()));
+        let resizes = can.grows.map(|grows| {
+            Resizer::new(resize::Parts {
+                kube: kube.clone(),
+                cache: cache.clone(),
+                driver: driver.clone(),
+                grows,
+                recorder: resizer.clone(),
+                settings: options.resize.clone(),
+                local: local.clone(),
+                queues: queues.clone(),
+            })
+        });
+        let modifies = can.modifies.then(|| {
+            Modifier::new(modify::Parts {
+                kube: kube.clone(),
+                cache: cache.clone(),
+                driver: driver.clone(),
+                recorder: resizer.clone(),
+                settings: options.modify.clone(),
+                local: local.clone(),
+                queues: queues.clone(),
+            })
+        });
+        let mut loops: Vec<BoxFuture<'_, ()>> = Vec::new();
+        loops.extend(provisions.iter().map(|one| one.run(&stop).boxed()));
+        loops.extend(attaches.iter().map(|one| one.run(&stop).boxed()));
+        loops.extend(resizes.iter().map(|one| one.run(&stop).boxed()));
+        loops.extend(modifies.iter().map(|one| one.run(&stop).boxed()));
+        futures::future::join_all(loops).await;
     }
 
-    fn candidate(&self, driver: &str, leases: &Leases) -> Candidate {
+    fn candidate(&self, driver: &str, which: &BTreeSet<Which>, leases: &Leases) -> Candidate {
         let Inner { kube, host, leads, tasks, end, .. } = &*self.0;
-        // Ours first: who holds it does the work; the other keeps the Go sidecar from doing it.
-        let ours = lease::clean(&format!("larder-{driver}"));
-        let names = vec![ours.clone(), lease::provisioner(driver)];
+        // Ours first: who holds it does the work; the others keep the Go sidecars from doing it. Who
+        // does only another part leaves this one to others.
+        let mut names: Vec<_> = which.iter().map(|w| w.lease(driver)).collect();
+        if which.contains(&Which::Provisioner) {
+            names.insert(0, lease::clean(&format!("larder-{driver}")));
+        }
+        let ours = names.first().cloned().unwrap_or_default();
         let election = Election {
             duration: leases.duration,
             deadline: leases.deadline,

@@ -296,12 +296,58 @@ pub struct Node {
 }
 object!(Node, "" / "v1", "Node", "nodes", false);
 
-/// Pod, of which only the owner matters.
+/// Pod, of which only its owner and its claims matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Pod {
     /// Its metadata.
     pub metadata: Meta,
+    /// What it uses.
+    pub spec: PodSpec,
+    /// How far it is.
+    pub status: PodStatus,
+}
+
+impl Pod {
+    /// Whether it uses that claim of its namespace, or is going to.
+    pub fn uses(&self, claim: &str) -> bool {
+        let over = matches!(self.status.phase.as_str(), "Succeeded" | "Failed");
+        let mut claims =
+            self.spec.volumes.iter().filter_map(|v| v.persistent_volume_claim.as_ref());
+        !over && claims.any(|c| c.claim_name == claim)
+    }
+}
+
+/// What a pod uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodSpec {
+    /// Its volumes.
+    pub volumes: Vec<PodVolume>,
+}
+
+/// A volume of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodVolume {
+    /// A claim; None: some other kind of volume.
+    pub persistent_volume_claim: Option<PodClaim>,
+}
+
+/// A claim that a pod uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodClaim {
+    /// Its name, in the namespace of the pod.
+    pub claim_name: String,
+}
+
+/// How far a pod is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed`, `Unknown`.
+    pub phase: String,
 }
 object!(Pod, "" / "v1", "Pod", "pods", true);
 

@@ -13,8 +13,8 @@ mod storage;
 
 pub use core::{
     Affinity, Claim, ClaimSpec, ClaimStatus, Condition, CsiSource, DataSource, Expression,
-    ModifyStatus, Node, Pod, ReplicaSet, Resources, Secret, SecretRef, Selector, Sizes, Term,
-    Volume, VolumeSpec, VolumeStatus,
+    ModifyStatus, Node, Pod, PodClaim, PodSpec, PodStatus, PodVolume, ReplicaSet, Resources,
+    Secret, SecretRef, Selector, Sizes, Term, Volume, VolumeSpec, VolumeStatus,
 };
 pub use meta::{Key, List, ListMeta, Meta, Owner, Reference};
 pub use quantity::Quantity;

@@ -15,7 +15,7 @@ pub use store::{Change, Index, Store};
 pub use watch::{Scope, reflect};
 
 use crate::{
-    api::{Attachment, Claim, CsiNode, Key, Node, Object, StorageClass, Volume},
+    api::{Attachment, AttributesClass, Claim, CsiNode, Key, Node, Object, StorageClass, Volume},
     client::Kube,
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -37,6 +37,8 @@ pub struct Cache {
     pub nodes: Store<Node>,
     /// All nodes that have one of our drivers, with those only.
     pub csi_nodes: Store<CsiNode>,
+    /// All of them: a claim may name any.
+    pub attributes_classes: Store<AttributesClass>,
 }
 
 /// The kinds that somebody needs.
@@ -54,6 +56,8 @@ pub enum Watched {
     Nodes,
     /// [`Cache::csi_nodes`]
     CsiNodes,
+    /// [`Cache::attributes_classes`]
+    AttributesClasses,
 }
 
 impl Default for Cache {
@@ -98,6 +102,7 @@ impl Cache {
             ]),
             nodes: Store::new(&[]),
             csi_nodes: Store::new(&[]),
+            attributes_classes: Store::new(&[]),
         }
     }
 
@@ -130,6 +135,9 @@ impl Cache {
                 Watched::Attachments => one(&self.attachments, Ours::attachment, shared),
                 Watched::Nodes => one(&self.nodes, Ours::node, shared),
                 Watched::CsiNodes => one(&self.csi_nodes, Ours::csi_node, shared),
+                Watched::AttributesClasses => {
+                    one(&self.attributes_classes, Ours::attributes_class, shared);
+                }
             }
         }
     }
@@ -144,6 +152,7 @@ impl Cache {
                 Watched::Attachments => self.attachments.ready().await,
                 Watched::Nodes => self.nodes.ready().await,
                 Watched::CsiNodes => self.csi_nodes.ready().await,
+                Watched::AttributesClasses => self.attributes_classes.ready().await,
             }
         }
     }

@@ -3,7 +3,7 @@
 //! An object that concerns none of them never gets into memory: a cluster has ten thousands of
 //! claims, and a driver a few.
 
-use crate::api::{Attachment, Claim, CsiNode, Node, StorageClass, Volume};
+use crate::api::{Attachment, AttributesClass, Claim, CsiNode, Node, StorageClass, Volume};
 use std::collections::BTreeSet;
 
 /// Who was told to make the volume of a claim; written by kube-controller-manager.
@@ -61,6 +61,12 @@ impl Ours {
     /// A class of one of our drivers.
     pub(super) fn class(&self, class: StorageClass) -> Option<StorageClass> {
         self.has(Some(&class.provisioner)).then_some(class)
+    }
+
+    /// Any VolumeAttributesClass: which claims name it is not known here.
+    #[allow(clippy::unnecessary_wraps, clippy::unused_self, reason = "one of several doors")]
+    pub(super) fn attributes_class(&self, class: AttributesClass) -> Option<AttributesClass> {
+        Some(class)
     }
 
     /// An attachment of one of our drivers.

@@ -4,18 +4,17 @@ use super::{
     DeletedLabels, Parts, Provisioner,
     decide::{self, VolumeStep},
     persistent_volume::{DELETION_SECRET, DELETION_SECRET_NAMESPACE, FINALIZER},
-    protect,
 };
 use crate::{
     api::{Key, Object, SecretRef, StorageClass, Volume},
     cache::Cache,
-    client::{ApiError, Patch, Priority},
+    client::{ApiError, Priority},
+    finalizer,
     queue::Next,
     secrets::{self, Names, Use},
 };
 use larder_model::Fault;
 use larder_proto::csi;
-use serde_json::json;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -30,21 +29,8 @@ impl Provisioner {
         let changed = match decide::volume(driver.name(), &volume) {
             VolumeStep::Nothing => return Next::Done,
             VolumeStep::Delete => return self.delete(&volume).await,
-            VolumeStep::AddFinalizer => {
-                let meta = &volume.metadata;
-                let add = match meta.finalizers.is_empty() {
-                    true => {
-                        json!({"op": "add", "path": "/metadata/finalizers", "value": [FINALIZER]})
-                    }
-                    false => {
-                        json!({"op": "add", "path": "/metadata/finalizers/-", "value": FINALIZER})
-                    }
-                };
-                let same = json!({"op": "test", "path": "/metadata/resourceVersion", "value": meta.resource_version});
-                let patch = Patch::Json(json!([same, add]));
-                kube.patch(&key, "", &patch, Priority::Fresh).await.map(Some)
-            }
-            VolumeStep::RemoveFinalizer => protect::release(kube, &*volume, FINALIZER).await,
+            VolumeStep::AddFinalizer => finalizer::add(kube, &*volume, FINALIZER).await,
+            VolumeStep::RemoveFinalizer => finalizer::release(kube, &*volume, FINALIZER).await,
         };
         match changed {
             Ok(new) => {
@@ -126,12 +112,12 @@ impl Provisioner {
             cache.volumes.remove(&key, 0);
             return Ok(());
         }
-        let released = match protect::release(kube, volume, FINALIZER).await {
+        let released = match finalizer::release(kube, volume, FINALIZER).await {
             // The list has become shorter: kube-controller-manager has a finalizer, too.
             Err(error) if error.is_conflict() => {
                 let now = kube.get::<Volume>(&key, Priority::Fresh).await.map_err(failed)?;
                 match now.filter(|now| now.metadata.uid == *uid) {
-                    Some(now) => protect::release(kube, &now, FINALIZER).await,
+                    Some(now) => finalizer::release(kube, &now, FINALIZER).await,
                     None => Ok(None),
                 }
             }

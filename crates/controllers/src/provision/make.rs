@@ -14,13 +14,13 @@ use crate::{
         AttributesClass, Claim, Key, Object, ReferenceGrant, Snapshot, SnapshotContent,
         StorageClass, Volume,
     },
-    client::{ApiError, Patch, Priority},
+    client::{ApiError, Priority},
+    finalizer,
     queue::Next,
     secrets::{self, Use},
 };
 use larder_model::Fault;
 use larder_proto::csi;
-use serde_json::json;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -366,26 +366,15 @@ impl Provisioner {
         Err(Failure { state: State::InBackground, infeasible: false, message: why })
     }
 
-    /// Puts our finalizer on an object; None: it is there already, or may not be.
+    /// Keeps the source of a copy from being deleted; None: it is kept already, or may not be.
     async fn protect<T: Object>(&self, object: &T, name: &str) -> Result<Option<T>, ApiError> {
-        let meta = object.meta();
-        if meta.has_finalizer(name) {
-            return Ok(None);
-        }
-        let add = match meta.finalizers.is_empty() {
-            true => json!({"op": "add", "path": "/metadata/finalizers", "value": [name]}),
-            false => json!({"op": "add", "path": "/metadata/finalizers/-", "value": name}),
-        };
-        let same = json!({"op": "test", "path": "/metadata/resourceVersion", "value": meta.resource_version});
-        let patch = Patch::Json(json!([same, add]));
-        match self.0.parts.kube.patch::<T>(&object.key(), "", &patch, Priority::Fresh).await {
-            Ok(new) => Ok(Some(new)),
+        match finalizer::add(&self.0.parts.kube, object, name).await {
             // As the Go sidecar: then the source is not protected.
             Err(error) if error.is_forbidden() => {
                 tracing::warn!("failed to protect the source of a volume: {error}");
                 Ok(None)
             }
-            Err(error) => Err(error),
+            kept => kept,
         }
     }
 }

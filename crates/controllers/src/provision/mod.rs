@@ -55,6 +55,8 @@ pub struct Settings {
     pub default_fs_type: String,
     /// `--extra-create-metadata`
     pub extra_metadata: bool,
+    /// Gate Topology: places are told to drivers that have any.
+    pub topology: bool,
     /// `--strict-topology`
     pub strict_topology: bool,
     /// `--immediate-topology`
@@ -81,6 +83,7 @@ impl Default for Settings {
             name_uid_length: None,
             default_fs_type: String::new(),
             extra_metadata: false,
+            topology: true,
             strict_topology: false,
             immediate_topology: true,
             read_only: false,
@@ -94,12 +97,13 @@ impl Default for Settings {
 }
 
 /// The kinds that the provisioner of a driver must see; a node-local one knows its place by itself.
-pub fn watched(driver: &Driver, local: bool) -> BTreeSet<Watched> {
+pub fn watched(driver: &Driver, settings: &Settings, local: bool) -> BTreeSet<Watched> {
     let mut kinds: BTreeSet<_> = [Watched::Claims, Watched::Volumes, Watched::Classes].into();
     if driver.can().control(ControllerCan::PublishUnpublishVolume) {
         kinds.insert(Watched::Attachments);
     }
-    if !local && driver.can().plugin(PluginCan::VolumeAccessibilityConstraints) {
+    if !local && settings.topology && driver.can().plugin(PluginCan::VolumeAccessibilityConstraints)
+    {
         kinds.extend([Watched::Nodes, Watched::CsiNodes]);
     }
     kinds
@@ -184,7 +188,8 @@ pub struct Parts {
 impl Parts {
     /// Whether the driver has places at all.
     fn topology(&self) -> bool {
-        self.driver.can().plugin(PluginCan::VolumeAccessibilityConstraints)
+        self.settings.topology
+            && self.driver.can().plugin(PluginCan::VolumeAccessibilityConstraints)
     }
 }
 
@@ -218,7 +223,7 @@ impl Local {
     }
 
     /// Whether a volume is on this node: a volume that can be used anywhere is not ours to delete.
-    fn has(&self, volume: &Volume) -> bool {
+    pub(crate) fn has(&self, volume: &Volume) -> bool {
         let labels = &self.node.metadata.labels;
         volume.spec.terms().iter().any(|term| {
             !term.match_expressions.is_empty()
@@ -280,7 +285,7 @@ impl Provisioner {
     /// Works until `stop`, and then until what it is working on is done.
     pub async fn run(&self, stop: &CancellationToken) {
         let Inner { parts, claims, volumes, sources, .. } = &*self.0;
-        let kinds = watched(&parts.driver, parts.local.is_some());
+        let kinds = watched(&parts.driver, &parts.settings, parts.local.is_some());
         if stop.run_until_cancelled(parts.cache.ready(&kinds)).await.is_none() {
             return;
         }

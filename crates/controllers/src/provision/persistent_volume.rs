@@ -18,8 +18,10 @@ pub const DELETION_SECRET: &str = "volume.kubernetes.io/provisioner-deletion-sec
 /// Its namespace.
 pub const DELETION_SECRET_NAMESPACE: &str =
     "volume.kubernetes.io/provisioner-deletion-secret-namespace";
-const MODIFY_SECRET: &str = "volume.kubernetes.io/controller-modify-secret-name";
-const MODIFY_SECRET_NAMESPACE: &str = "volume.kubernetes.io/controller-modify-secret-namespace";
+/// The Secret of ControllerModifyVolume.
+pub const MODIFY_SECRET: &str = "volume.kubernetes.io/controller-modify-secret-name";
+/// Its namespace.
+pub const MODIFY_SECRET_NAMESPACE: &str = "volume.kubernetes.io/controller-modify-secret-namespace";
 
 /// What of the process goes into the object.
 #[derive(Debug, Clone, Copy)]

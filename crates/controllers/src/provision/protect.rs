@@ -3,34 +3,10 @@
 use super::{Parts, Provisioner, source};
 use crate::{
     api::{Key, Object, Snapshot},
-    client::{ApiError, Kube, Patch, Priority},
+    client::Priority,
+    finalizer,
     queue::Next,
 };
-use serde_json::json;
-
-/// Takes our finalizer off an object. None: it is not on it, or the object is gone.
-///
-/// # Errors
-/// A conflict where the finalizers have changed meanwhile.
-pub(super) async fn release<T: Object>(
-    kube: &Kube,
-    object: &T,
-    name: &str,
-) -> Result<Option<T>, ApiError> {
-    let Some(at) = object.meta().finalizers.iter().position(|f| f == name) else {
-        return Ok(None);
-    };
-    let path = format!("/metadata/finalizers/{at}");
-    let patch = Patch::Json(json!([
-        {"op": "test", "path": path, "value": name},
-        {"op": "remove", "path": path},
-    ]));
-    match kube.patch(&object.key(), "", &patch, Priority::Fresh).await {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
 
 impl Provisioner {
     /// A claim that is deleted stays as long as another is made from it.
@@ -46,7 +22,7 @@ impl Provisioner {
             // Each change of a copy has this looked at again.
             return Next::Done;
         }
-        match release(kube, &*claim, source::CLONE_FINALIZER).await {
+        match finalizer::release(kube, &*claim, source::CLONE_FINALIZER).await {
             Ok(Some(new)) => cache.claims.apply(new),
             Ok(None) => {}
             Err(error) => {
@@ -76,7 +52,9 @@ impl Provisioner {
         }
         let freed = async {
             match kube.get::<Snapshot>(key, Priority::Retry).await? {
-                Some(snapshot) => release(kube, &snapshot, source::SNAPSHOT_FINALIZER).await,
+                Some(snapshot) => {
+                    finalizer::release(kube, &snapshot, source::SNAPSHOT_FINALIZER).await
+                }
                 None => Ok(None),
             }
         };
