@@ -75,7 +75,8 @@ pub(crate) async fn run(flags: ControllersFlags) -> Result<()> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let controllers = Controllers::start(&access, [name], &host, &mut registry).await?;
     if let Some(address) = flags.http_endpoint {
-        let pages = http::Pages { registry, ready: Box::new(|| Ok(())) };
+        let leases = Some(controllers.health());
+        let pages = http::Pages { registry, ready: Box::new(|| Ok(())), leases };
         let (bound, serving) = http::serve(address, pages, stop.clone()).await?;
         tracing::info!(address = %bound, "http is served");
         tasks.spawn(serving);

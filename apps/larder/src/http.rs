@@ -18,6 +18,8 @@ pub(crate) struct Pages {
     pub(crate) registry: Registry,
     /// Err: why the process is not ready (or, once stopping, that it stops).
     pub(crate) ready: Box<dyn Fn() -> std::result::Result<(), String> + Send + Sync>,
+    /// Whether the controllers of this process lead only while they hold their Leases.
+    pub(crate) leases: Option<larder_controllers::lease::Health>,
 }
 
 impl std::fmt::Debug for Pages {
@@ -32,6 +34,7 @@ fn router(pages: Arc<Pages>) -> Router {
         // Alive is whoever answers; a process that cannot do its work yet is not ready, but killing
         // it would not help.
         .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz/leader-election", get(leads))
         .route("/readyz", get(readyz))
         .with_state(pages)
 }
@@ -71,6 +74,13 @@ async fn metrics(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
         )
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn leads(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    match pages.leases.as_ref().map_or(Ok(()), larder_controllers::lease::Health::check) {
+        Ok(()) => (StatusCode::OK, "ok".to_owned()),
+        Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
     }
 }
 

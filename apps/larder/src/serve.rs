@@ -63,7 +63,9 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     watch_signals(stop.clone())?;
     if let Some(address) = settings.http {
         let (seen, known) = (drivers.clone(), known.clone());
-        let pages = http::Pages { registry, ready: Box::new(move || ready(&seen, &known)) };
+        let leases = controllers.as_ref().map(|(controllers, _)| controllers.health());
+        let ready = Box::new(move || ready(&seen, &known));
+        let pages = http::Pages { registry, ready, leases };
         let (bound, serving) = http::serve(address, pages, stop.clone()).await?;
         tracing::info!(address = %bound, "http is served");
         tasks.spawn(serving);

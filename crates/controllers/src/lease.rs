@@ -17,7 +17,11 @@ use crate::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -135,6 +139,44 @@ pub struct Candidate {
     election: Election,
     seats: Vec<Seat>,
     standing: Arc<watch::Sender<Standing>>,
+    health: Health,
+}
+
+/// How much longer than its Lease a leader may live before it is said to be ill.
+const ILL: Duration = Duration::from_secs(20);
+
+/// Whether the candidates of a process lead only while they hold their Leases. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<String, (Instant, Duration)>>>);
+
+impl Health {
+    fn renewed(&self, name: &str, duration: Duration) {
+        self.lock().insert(name.to_owned(), (Instant::now(), duration));
+    }
+
+    fn lost(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (Instant, Duration)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `/healthz/leader-election` says.
+    ///
+    /// # Errors
+    /// Which Lease has run out long ago, although this process leads.
+    pub fn check(&self) -> Result<(), String> {
+        let leads = self.lock();
+        let ill = leads.iter().find(|(_, (at, duration))| at.elapsed() > *duration + ILL);
+        match ill {
+            None => Ok(()),
+            Some((name, (at, _))) => Err(format!(
+                "lease {name} was renewed {:?} ago, and this process leads",
+                at.elapsed()
+            )),
+        }
+    }
 }
 
 impl Candidate {
@@ -148,7 +190,16 @@ impl Candidate {
             held: false,
         };
         let seats = election.names.iter().map(seat).collect();
-        Self { kube, election, seats, standing: Arc::default() }
+        Self { kube, election, seats, standing: Arc::default(), health: Health::default() }
+    }
+
+    /// Tells that one how it stands, too.
+    pub fn telling(self, health: &Health) -> Self {
+        Self { health: health.clone(), ..self }
+    }
+
+    fn name(&self) -> &str {
+        self.election.names.first().map_or("", String::as_str)
     }
 
     /// How it stands, as that changes.
@@ -162,6 +213,7 @@ impl Candidate {
             if self.round().await {
                 tracing::info!(lease = ?self.election.names, "this process leads");
                 self.standing.send_replace(Standing::Leads);
+                self.health.renewed(self.name(), self.election.duration);
                 return;
             }
             tokio::time::sleep(self.election.period).await;
@@ -182,6 +234,7 @@ impl Candidate {
             let left = self.election.deadline.saturating_sub(renewed.elapsed());
             if let Ok(true) = tokio::time::timeout(left, self.round()).await {
                 renewed = Instant::now();
+                self.health.renewed(self.name(), self.election.duration);
             }
             let taken = self.seats.iter().any(|s| !s.held && s.held_by_other(&self.election));
             if taken || renewed.elapsed() >= self.election.deadline {
@@ -189,6 +242,7 @@ impl Candidate {
                 break;
             }
         }
+        self.health.lost(self.name());
         self.standing.send_replace(Standing::Follows);
     }
 
@@ -206,10 +260,23 @@ impl Candidate {
         }
     }
 
-    /// Takes or renews every seat, in order; whether all are held.
+    /// Takes or renews every seat, in order; whether all are held. None is taken before all are free,
+    /// and all are looked at each time: what a leader that is gone has held runs out at once, and not
+    /// one after the other.
     async fn round(&mut self) -> bool {
+        let mut free = true;
         for i in 0..self.seats.len() {
-            if let Err(error) = self.seat(i).await {
+            if let Err(error) = self.look(i).await {
+                tracing::warn!("failed to {error}");
+                return false;
+            }
+            free &= self.seats[i].held || !self.seats[i].held_by_other(&self.election);
+        }
+        if !free {
+            return false;
+        }
+        for i in 0..self.seats.len() {
+            if let Err(error) = self.take(i).await {
                 tracing::warn!("failed to {error}");
                 return false;
             }
@@ -220,19 +287,21 @@ impl Candidate {
         true
     }
 
-    async fn seat(&mut self, i: usize) -> Result<(), ApiError> {
-        let Self { kube, election, seats, .. } = self;
-        let seat = &mut seats[i];
-        // A holder writes at once: its last answer says what to write over.
+    /// Looks at a seat; a holder knows it by its last write.
+    async fn look(&mut self, i: usize) -> Result<(), ApiError> {
+        let seat = &mut self.seats[i];
         if !seat.held {
-            match kube.get::<Lease>(&seat.key, Priority::Urgent).await? {
+            match self.kube.get::<Lease>(&seat.key, Priority::Urgent).await? {
                 Some(lease) => seat.see(lease),
                 None => seat.seen = None,
             }
-            if seat.held_by_other(election) {
-                return Ok(());
-            }
         }
+        Ok(())
+    }
+
+    async fn take(&mut self, i: usize) -> Result<(), ApiError> {
+        let Self { kube, election, seats, .. } = self;
+        let seat = &mut seats[i];
         let patch = seat.claim(election);
         let written = match &seat.seen {
             None => {
@@ -375,6 +444,19 @@ mod tests {
         assert!(seat.held_by_other(&election));
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(!seat.held_by_other(&election));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_outlives_its_lease_is_ill() {
+        let health = Health::default();
+        assert_eq!(health.check(), Ok(()));
+        health.renewed("l", Duration::from_secs(15));
+        tokio::time::advance(Duration::from_secs(34)).await;
+        assert_eq!(health.check(), Ok(()));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(health.check().unwrap_err().contains("lease l"));
+        health.lost("l");
+        assert_eq!(health.check(), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]

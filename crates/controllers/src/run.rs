@@ -172,6 +172,7 @@ struct Inner {
     queues: QueueMetrics,
     provisioned: provision::Metrics,
     leads: Family<LeaseLabels, Gauge>,
+    health: lease::Health,
     host: String,
     tasks: TaskTracker,
     /// Ends the watches and events, once the loops have ended.
@@ -204,6 +205,7 @@ impl Controllers {
             queues: QueueMetrics::register(registry),
             provisioned: provision::Metrics::register(registry),
             leads,
+            health: lease::Health::default(),
             host: host.to_owned(),
             tasks,
             end,
@@ -308,6 +310,11 @@ impl Controllers {
         manages(&set.metadata.owner_references).ok_or_else(|| none("ReplicaSet", &key))
     }
 
+    /// Whether those that lead hold their Leases.
+    pub fn health(&self) -> lease::Health {
+        self.0.health.clone()
+    }
+
     /// Ends what the loops have shared; after they have ended.
     pub async fn end(&self) {
         self.0.end.cancel();
@@ -405,7 +412,7 @@ impl Controllers {
     }
 
     fn candidate(&self, driver: &str, which: &BTreeSet<Which>, leases: &Leases) -> Candidate {
-        let Inner { kube, host, leads, tasks, end, .. } = &*self.0;
+        let Inner { kube, host, leads, health, tasks, end, .. } = &*self.0;
         // Ours first: who holds it does the work; the others keep the Go sidecars from doing it. Who
         // does only another part leaves this one to others.
         let mut names: Vec<_> = which.iter().map(|w| w.lease(driver)).collect();
@@ -420,7 +427,7 @@ impl Controllers {
             labels: leases.labels.clone(),
             ..Election::new(names, &leases.namespace, host)
         };
-        let candidate = Candidate::new(kube.clone(), election);
+        let candidate = Candidate::new(kube.clone(), election).telling(health);
         let gauge = leads.get_or_create(&LeaseLabels { name: ours }).clone();
         let (mut standing, end) = (candidate.watch(), end.clone());
         tasks.spawn(async move {

@@ -41,7 +41,7 @@ pub(crate) struct ControllersFlags {
     /// How long one call to the driver may take.
     #[arg(long, default_value = "10s", value_parser = duration)]
     timeout: Duration,
-    /// Serve /metrics, /healthz and /readyz there.
+    /// Serve /metrics, /healthz, /healthz/leader-election and /readyz there.
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, alias = "metrics-address")]
     pub(super) http_endpoint: Option<SocketAddr>,
     /// Log level, or a filter as in info,larder_controllers=debug.
@@ -207,6 +207,9 @@ struct ProvisionerFlags {
     /// Restore a snapshot in the mode that its volume had.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", action = clap::ArgAction::Set)]
     prevent_volume_mode_conversion: bool,
+    /// How often snapshots are let go of from which nothing is made any more; 0: never.
+    #[arg(long, default_value = "5m", value_parser = duration, value_name = "DURATION")]
+    snapshot_orphan_sweep_interval: Duration,
     /// This process is for the volumes of its node ($NODE_NAME) alone.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
     node_deployment: bool,
@@ -263,6 +266,7 @@ fn options(flags: &ControllersFlags) -> larder_model::Result<Options> {
         read_only: p.controller_publish_readonly,
         keep_mode: p.prevent_volume_mode_conversion,
         cross_namespace: gates.get("CrossNamespaceVolumeDataSource").is_some_and(|v| *v),
+        sweep: p.snapshot_orphan_sweep_interval,
         workers,
         backoff,
         capacity: None,

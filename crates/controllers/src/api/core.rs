@@ -22,6 +22,7 @@ object!(Claim, "" / "v1", "PersistentVolumeClaim", "persistentvolumeclaims", tru
 #[serde(rename_all = "camelCase", default)]
 pub struct ClaimSpec {
     /// `ReadWriteOnce` and so on.
+    #[serde(deserialize_with = "super::nullable")]
     pub access_modes: Vec<String>,
     /// How large.
     pub resources: Resources,
@@ -100,14 +101,17 @@ pub struct ClaimStatus {
     /// `Pending`, `Bound`, `Lost`.
     pub phase: String,
     /// `ReadWriteOnce` and so on.
+    #[serde(deserialize_with = "super::nullable")]
     pub access_modes: Vec<String>,
     /// How large it is for its users.
     pub capacity: Sizes,
     /// How far growing got: promised sizes.
     pub allocated_resources: Sizes,
     /// How far growing got: states by resource.
+    #[serde(deserialize_with = "super::nullable")]
     pub allocated_resource_statuses: BTreeMap<String, String>,
     /// Conditions.
+    #[serde(deserialize_with = "super::nullable")]
     pub conditions: Vec<Condition>,
     /// The VolumeAttributesClass that is in force.
     pub current_volume_attributes_class_name: Option<String>,
@@ -166,6 +170,7 @@ object!(Volume, "" / "v1", "PersistentVolume", "persistentvolumes", false);
 #[serde(rename_all = "camelCase", default)]
 pub struct VolumeSpec {
     /// `ReadWriteOnce` and so on.
+    #[serde(deserialize_with = "super::nullable")]
     pub access_modes: Vec<String>,
     /// How large.
     pub capacity: Sizes,
@@ -174,6 +179,7 @@ pub struct VolumeSpec {
     /// Its driver; None: some other kind of volume.
     pub csi: Option<CsiSource>,
     /// Mount options.
+    #[serde(deserialize_with = "super::nullable")]
     pub mount_options: Vec<String>,
     /// Where it can be used.
     pub node_affinity: Option<Affinity>,
@@ -216,6 +222,7 @@ pub struct Affinity {
 #[serde(rename_all = "camelCase", default)]
 pub struct Selector {
     /// The terms.
+    #[serde(deserialize_with = "super::nullable")]
     pub node_selector_terms: Vec<Term>,
 }
 
@@ -224,6 +231,7 @@ pub struct Selector {
 #[serde(rename_all = "camelCase", default)]
 pub struct Term {
     /// On labels.
+    #[serde(deserialize_with = "super::nullable")]
     pub match_expressions: Vec<Expression>,
 }
 
@@ -236,6 +244,7 @@ pub struct Expression {
     /// `In` and so on.
     pub operator: String,
     /// The values.
+    #[serde(deserialize_with = "super::nullable")]
     pub values: Vec<String>,
 }
 
@@ -252,6 +261,7 @@ pub struct CsiSource {
     /// The file system.
     pub fs_type: String,
     /// What the driver wants to be told again.
+    #[serde(deserialize_with = "super::nullable")]
     pub volume_attributes: BTreeMap<String, String>,
     /// Secret of ControllerPublishVolume.
     pub controller_publish_secret_ref: Option<SecretRef>,
@@ -323,6 +333,7 @@ impl Pod {
 #[serde(default)]
 pub struct PodSpec {
     /// Its volumes.
+    #[serde(deserialize_with = "super::nullable")]
     pub volumes: Vec<PodVolume>,
 }
 
@@ -367,6 +378,7 @@ pub struct Secret {
     /// Its metadata.
     pub metadata: Meta,
     /// Base64.
+    #[serde(deserialize_with = "super::nullable")]
     pub data: BTreeMap<String, String>,
 }
 object!(Secret, "" / "v1", "Secret", "secrets", true);

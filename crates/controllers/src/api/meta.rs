@@ -16,16 +16,20 @@ pub struct Meta {
     /// Which state of it this is.
     pub resource_version: String,
     /// Annotations.
+    #[serde(deserialize_with = "super::nullable")]
     pub annotations: BTreeMap<String, String>,
     /// Labels.
+    #[serde(deserialize_with = "super::nullable")]
     pub labels: BTreeMap<String, String>,
     /// Who wants to do something before it is gone.
+    #[serde(deserialize_with = "super::nullable")]
     pub finalizers: Vec<String>,
     /// When it was made.
     pub creation_timestamp: Option<String>,
     /// When its deletion was asked for.
     pub deletion_timestamp: Option<String>,
     /// Whom it belongs to.
+    #[serde(deserialize_with = "super::nullable")]
     pub owner_references: Vec<Owner>,
 }
 
@@ -120,12 +124,13 @@ impl fmt::Display for Key {
 
 /// A page of a list.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct List<T> {
     /// Where the list stands.
     #[serde(default)]
     pub metadata: ListMeta,
     /// What is on the page.
-    #[serde(default = "Vec::new")]
+    #[serde(default = "Vec::new", deserialize_with = "super::nullable")]
     pub items: Vec<T>,
 }
 

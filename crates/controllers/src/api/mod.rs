@@ -28,7 +28,7 @@ pub use storage::{
     LabelSelector, StorageClass, TopologyTerm,
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 /// Where a kind is found in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,16 @@ pub trait Object: DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'st
     }
 }
 
+/// A list or a map that Go has written as null: it does so with empty ones, where their field is not
+/// left out (the drivers of a CSINode).
+fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 macro_rules! object {
     ($type:ty, $group:literal / $version:literal, $kind:literal, $plural:literal, $namespaced:literal) => {
         impl $crate::api::Object for $type {
@@ -120,6 +130,19 @@ mod tests {
         assert_eq!(Claim::PLACE.path("a"), "/api/v1/namespaces/a/persistentvolumeclaims");
         assert_eq!(Claim::PLACE.path(""), "/api/v1/persistentvolumeclaims");
         assert_eq!(StorageClass::PLACE.path(""), "/apis/storage.k8s.io/v1/storageclasses");
+    }
+
+    #[test]
+    fn what_go_writes_as_null_is_empty() {
+        let list = serde_json::json!({"items": [
+            {"metadata": {"name": "n1", "labels": null}, "spec": {"drivers": null}},
+            {"spec": {"drivers": [{"name": "d", "nodeID": "id", "topologyKeys": null}]}},
+        ]});
+        let list: List<CsiNode> = serde_json::from_value(list).unwrap();
+        assert_eq!(list.items[0].driver("d"), None);
+        assert_eq!(list.items[1].driver("d").unwrap().topology_keys, [""; 0]);
+        let none: List<CsiNode> = serde_json::from_str(r#"{"items": null}"#).unwrap();
+        assert!(none.items.is_empty());
     }
 
     #[test]

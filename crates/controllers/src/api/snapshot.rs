@@ -109,8 +109,10 @@ object!(
 #[serde(default)]
 pub struct GrantSpec {
     /// Who.
+    #[serde(deserialize_with = "super::nullable")]
     pub from: Vec<GrantFrom>,
     /// To what.
+    #[serde(deserialize_with = "super::nullable")]
     pub to: Vec<GrantTo>,
 }
 

@@ -13,14 +13,17 @@ pub struct StorageClass {
     /// The driver.
     pub provisioner: String,
     /// For the driver, and for the controllers.
+    #[serde(deserialize_with = "super::nullable")]
     pub parameters: BTreeMap<String, String>,
     /// `Delete` (also when absent) or `Retain`.
     pub reclaim_policy: Option<String>,
     /// Mount options.
+    #[serde(deserialize_with = "super::nullable")]
     pub mount_options: Vec<String>,
     /// `Immediate` (also when absent) or `WaitForFirstConsumer`.
     pub volume_binding_mode: Option<String>,
     /// Where volumes may be made; empty: anywhere.
+    #[serde(deserialize_with = "super::nullable")]
     pub allowed_topologies: Vec<TopologyTerm>,
 }
 object!(StorageClass, "storage.k8s.io" / "v1", "StorageClass", "storageclasses", false);
@@ -41,6 +44,7 @@ impl StorageClass {
 #[serde(rename_all = "camelCase", default)]
 pub struct TopologyTerm {
     /// All of them.
+    #[serde(deserialize_with = "super::nullable")]
     pub match_label_expressions: Vec<LabelExpression>,
 }
 
@@ -51,6 +55,7 @@ pub struct LabelExpression {
     /// The label.
     pub key: String,
     /// One of them.
+    #[serde(deserialize_with = "super::nullable")]
     pub values: Vec<String>,
 }
 
@@ -63,6 +68,7 @@ pub struct AttributesClass {
     /// The driver.
     pub driver_name: String,
     /// For the driver.
+    #[serde(deserialize_with = "super::nullable")]
     pub parameters: BTreeMap<String, String>,
 }
 object!(
@@ -96,6 +102,7 @@ impl CsiNode {
 #[serde(default)]
 pub struct CsiNodeSpec {
     /// One entry a driver.
+    #[serde(deserialize_with = "super::nullable")]
     pub drivers: Vec<CsiNodeDriver>,
 }
 
@@ -109,7 +116,7 @@ pub struct CsiNodeDriver {
     #[serde(rename = "nodeID")]
     pub node_id: String,
     /// The labels that its topology consists of.
-    #[serde(rename = "topologyKeys")]
+    #[serde(rename = "topologyKeys", deserialize_with = "super::nullable")]
     pub topology_keys: Vec<String>,
 }
 
@@ -155,6 +162,7 @@ pub struct AttachmentStatus {
     /// Whether it is attached.
     pub attached: bool,
     /// For NodeStageVolume.
+    #[serde(deserialize_with = "super::nullable")]
     pub attachment_metadata: BTreeMap<String, String>,
     /// Why it could not be attached.
     pub attach_error: Option<AttachmentError>,
@@ -212,6 +220,6 @@ impl CapacityObject {
 #[serde(rename_all = "camelCase", default)]
 pub struct LabelSelector {
     /// All of them.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "super::nullable")]
     pub match_labels: BTreeMap<String, String>,
 }

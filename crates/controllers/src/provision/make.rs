@@ -24,6 +24,8 @@ use larder_proto::csi;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
+/// A driver that takes longer is said to be at work: one event less for all others.
+const SLOW: Duration = Duration::from_secs(1);
 /// How often a volume that is not as asked for is deleted before the next attempt finds it.
 const UNDO: usize = 5;
 
@@ -163,7 +165,7 @@ impl Provisioner {
         selected: Option<&str>,
     ) -> Result<Outcome, Failure> {
         let Inner { parts, identity, .. } = &*self.0;
-        let Parts { driver, settings, kube, cache, recorder, .. } = parts;
+        let Parts { driver, settings, kube, cache, .. } = parts;
         let topology = parts.topology();
         let source = source::of(claim, driver.can(), settings.cross_namespace)?;
         if let Source::Populator(by) = &source {
@@ -173,12 +175,6 @@ impl Provisioner {
             );
             return Ok(Outcome::NotOurs(why));
         }
-        let place = claim.key();
-        recorder.normal(
-            &claim.reference(),
-            "Provisioning",
-            format!("External provisioner is provisioning volume for claim \"{place}\""),
-        );
         request::able(claim, driver.can())?;
         let mut wanted = request::wanted(claim, class, driver.can(), settings)?;
         wanted.request.volume_content_source = self.content(claim, class, &source).await?;
@@ -194,7 +190,7 @@ impl Provisioner {
         wanted.request.mutable_parameters = self.mutable(claim).await?;
         let copied = wanted.request.volume_content_source.is_some();
         let asked = wanted.request.clone();
-        let answer = driver.create_volume(asked).await;
+        let answer = self.said_if_slow(claim, driver.create_volume(asked)).await;
         let answer =
             answer.map_err(|status| Failure::of_driver(&status, topology && selected.is_some()))?;
         let made = answer.volume.unwrap_or_default();
@@ -216,6 +212,18 @@ impl Provisioner {
             self.free_snapshot(key).await;
         }
         Ok(Outcome::Made(wanted.name))
+    }
+
+    /// Says that the driver is at work, where that takes long enough for somebody to look.
+    async fn said_if_slow<T>(&self, claim: &Claim, call: impl Future<Output = T>) -> T {
+        let mut call = std::pin::pin!(call);
+        if let Ok(answer) = tokio::time::timeout(SLOW, &mut call).await {
+            return answer;
+        }
+        let text =
+            format!("External provisioner is provisioning volume for claim \"{}\"", claim.key());
+        self.0.parts.recorder.normal(&claim.reference(), "Provisioning", text);
+        call.await
     }
 
     /// Where it shall be; the same as the first time.

@@ -67,6 +67,8 @@ pub struct Settings {
     pub keep_mode: bool,
     /// Gate CrossNamespaceVolumeDataSource.
     pub cross_namespace: bool,
+    /// `--snapshot-orphan-sweep-interval`; zero: never.
+    pub sweep: Duration,
     /// `--worker-threads`
     pub workers: usize,
     /// `--retry-interval-start`, `--retry-interval-max`
@@ -89,6 +91,7 @@ impl Default for Settings {
             read_only: false,
             keep_mode: true,
             cross_namespace: false,
+            sweep: Duration::from_secs(300),
             workers: 100,
             backoff: Backoff::default(),
             capacity: None,
@@ -317,7 +320,13 @@ impl Provisioner {
                 Box::pin(self.tell_capacity(settings, stop)).await;
             }
         };
-        tokio::join!(makes, deletes, frees, tells);
+        let sweeps = async {
+            let snapshots = parts.driver.can().control(ControllerCan::CreateDeleteSnapshot);
+            if snapshots && !parts.settings.sweep.is_zero() {
+                self.sweep(parts.settings.sweep, stop).await;
+            }
+        };
+        tokio::join!(makes, deletes, frees, tells, sweeps);
     }
 
     /// Notes what to look at when something changes.
