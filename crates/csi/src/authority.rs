@@ -37,7 +37,7 @@ const AUTHORITY: usize = 1;
 
 /// A connection whose requests have an acceptable authority.
 #[derive(Debug)]
-pub(crate) struct Accepted {
+pub struct Accepted {
     stream: UnixStream,
     rewriter: Rewriter,
     ready: Vec<u8>,
@@ -45,7 +45,8 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// Over a connection that was accepted.
+    pub fn new(stream: UnixStream) -> Self {
         Self { stream, rewriter: Rewriter::default(), ready: Vec::new(), taken: 0 }
     }
 }

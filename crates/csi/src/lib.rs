@@ -4,7 +4,7 @@
 //! the [`layers`] that every call passes, is checked and turned into the engines' types, and the
 //! engine's answer is turned back. Nothing here knows a backend, the operating system or Kubernetes.
 
-mod authority;
+pub mod authority;
 pub mod client;
 pub mod driver;
 pub mod endpoint;
