@@ -24,6 +24,8 @@ use larder_proto::csi;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
+/// In which time the nodes take their turns at a claim that any of them may have.
+const TURNS: Duration = Duration::from_millis(250);
 /// A driver that takes longer is said to be at work: one event less for all others.
 const SLOW: Duration = Duration::from_secs(1);
 /// How often a volume that is not as asked for is deleted before the next attempt finds it.
@@ -146,6 +148,14 @@ impl Provisioner {
         let room = driver.get_capacity(asked).await.map_or(i64::MAX, |c| c.available_capacity);
         if claim.spec.requested() > room {
             return Next::Retry;
+        }
+        // The nodes do not all write at once: who comes later sees that it is too late.
+        let number = topology::fnv1(&format!("{}/{}", claim.metadata.uid, local.name));
+        tokio::time::sleep(TURNS * (number % 1000) / 1000).await;
+        let now = self.0.parts.cache.claims.get(&claim.key());
+        if now.is_none_or(|now| now.metadata.resource_version != claim.metadata.resource_version) {
+            // Its change has it looked at again.
+            return Next::Done;
         }
         match self.annotate(claim, SELECTED_NODE, Some(&local.name)).await {
             Ok(()) => Next::Done,
