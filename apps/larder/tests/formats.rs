@@ -121,3 +121,17 @@ fn what_a_later_format_holds_is_refused_with_words_and_left_as_it_is(
     assert!(site.pool.path().join("volumes/v").join(data).exists());
     assert!(site.pool.path().join("snapshots/v.a").join(data).exists());
 }
+
+#[test]
+fn limits_of_a_released_record_are_told_and_kept() {
+    let site = Site::new("loop", "xfs");
+    let sample = sample("loop-limits", 1);
+    lay_out(&site, &sample);
+    let asked = &sample["volumes/v/record.json"]["limits"];
+    assert_eq!(&show(&site)["limits"]["asked"], asked);
+    assert_eq!(precious(&site, "v"), b"data");
+    site.ok(&["volume", "expand", "v", "--size", "64Mi"]);
+    let record = fs::read(site.pool.path().join("volumes/v/record.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!((&record["size"], &record["limits"]), (&json!(64 << 20), asked));
+}
