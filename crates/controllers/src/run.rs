@@ -337,10 +337,18 @@ impl Controllers {
         }
         let mut modifies = modify::works_for(driver, &options.modify);
         if modifies {
-            let listed = self.0.kube.list::<AttributesClass>("", "", drop).await;
-            if listed.is_err_and(|error| error.is_not_found()) {
-                tracing::info!("this cluster has no VolumeAttributesClass");
-                modifies = false;
+            match self.0.kube.list::<AttributesClass>("", "", drop).await {
+                Err(error) if error.is_not_found() => {
+                    tracing::info!("this cluster has no VolumeAttributesClass");
+                    modifies = false;
+                }
+                // Once, instead of at each attempt to watch them.
+                Err(error) if error.is_forbidden() => {
+                    tracing::warn!("no VolumeAttributesClass is put in force: failed to {error}");
+                    modifies = false;
+                }
+                // An API server that is away is waited for later.
+                Ok(_) | Err(_) => {}
             }
         }
         Can { grows: resize::grows(driver).await, modifies }

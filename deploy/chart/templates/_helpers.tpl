@@ -137,7 +137,7 @@ readinessProbe:
 {{- if .Values.controllers.snapshots }}
 - apiGroups: [snapshot.storage.k8s.io]
   resources: [volumesnapshots]
-  verbs: [get, patch]
+  verbs: [get, list, patch]
 - apiGroups: [snapshot.storage.k8s.io]
   resources: [volumesnapshotcontents]
   verbs: [get]
@@ -148,7 +148,7 @@ readinessProbe:
   verbs: [patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list]
 {{- end }}
 {{- range $grant := .Values.controllers.secrets }}
 {{- if eq $grant.namespace "*" }}
