@@ -150,7 +150,8 @@ impl Provisioner {
             return Next::Retry;
         }
         // The nodes do not all write at once: who comes later sees that it is too late.
-        let number = topology::fnv1(&format!("{}/{}", claim.metadata.uid, local.name));
+        // What comes last in it hardly changes this hash, and nodes are numbered.
+        let number = topology::fnv1(&format!("{}/{}", local.name, claim.metadata.uid));
         tokio::time::sleep(TURNS * (number % 1000) / 1000).await;
         let now = self.0.parts.cache.claims.get(&claim.key());
         if now.is_none_or(|now| now.metadata.resource_version != claim.metadata.resource_version) {
