@@ -28,7 +28,10 @@ pub(crate) async fn start(
     let access = Access { kubeconfig: of.kubeconfig.clone(), ..Access::default() };
     let ours = settings.drivers.iter().filter(|d| of.is_for(&d.name));
     let names = ours.map(|d| d.name.to_string());
-    Controllers::start(&access, names, settings.node.as_str(), registry).await
+    // Two pods of one node are two candidates for a lease.
+    let pod = std::env::var("POD_NAME").ok().filter(|name| !name.is_empty());
+    let host = pod.as_deref().unwrap_or(settings.node.as_str());
+    Controllers::start(&access, names, host, registry).await
 }
 
 /// How the controllers work for one of our drivers: storage of one node is that node's own affair.

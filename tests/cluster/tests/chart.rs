@@ -433,3 +433,67 @@ fn pods_write_on_while_the_chart_is_upgraded_rolled_back_killed_and_uninstalled(
     let left = cluster.kubectl(["get", "csidrivers,clusterroles", "--output", "name"]).unwrap();
     assert!(!left.contains("larder"), "{left}");
 }
+
+#[test]
+fn volumes_of_a_pool_that_all_nodes_see_are_made_by_the_deployment_and_nobody_else() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = Cluster::of_tests().unwrap();
+    import(&cluster, &["shared"]);
+    let namespace = cluster.namespace("shared").unwrap();
+    let release = Release { cluster: &cluster, namespace: &namespace };
+    // The nodes of this cluster share no file system: all is on one.
+    let on_one = json!({ "nodeSelector": { "kubernetes.io/hostname": "node1" } });
+    let path = format!("/var/lib/{}", namespace.name());
+    let values = json!({
+        "image": { "repository": larder::IMAGE, "tag": "shared" },
+        "drivers": {
+            "dir": { "enabled": false }, "loop": { "enabled": false },
+            "team": {
+                "enabled": true, "name": "team.csi.example.org", "backend": "dir",
+                "pools": { "default": { "path": path, "shared": true, "create": true } },
+                "storageClasses": { "team": {} },
+            },
+        },
+        "node": on_one, "controller": on_one,
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), values.to_string()).unwrap();
+    let (chart, file) = (chart().display().to_string(), file.path().to_str().unwrap().to_owned());
+    release.helm(&["install", RELEASE, &chart, "--values", &file]).unwrap();
+    let works = |set: &Value| (set.pointer("/status/availableReplicas")? == 2).then_some(());
+    let waited = namespace.wait_for(&["deployment", "larder-controller"], PATIENCE, works);
+    waited.unwrap_or_else(|error| panic!("{error:#}\n{}", release.logs()));
+    assert!(!release.may("create", "persistentvolumes", "default"), "the nodes make nothing");
+
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": "team" },
+        "spec": {
+            "accessModes": ["ReadWriteMany"], "storageClassName": "team",
+            "resources": { "requests": { "storage": "64Mi" } },
+        },
+    });
+    namespace.apply(&claim.to_string()).unwrap();
+    let bound = |claim: &Value| (claim.pointer("/status/phase")? == "Bound").then_some(());
+    namespace.wait_for(&["pvc", "team"], PATIENCE, bound).unwrap();
+    let lease = namespace.kubectl(["get", "leases", "--output", "yaml"]).unwrap();
+    assert!(lease.contains("holderIdentity: larder-controller-"), "{lease}");
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "team" },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": "node1" }, "restartPolicy": "Never",
+            "securityContext": { "runAsUser": 1000, "fsGroup": 2000 },
+            "containers": [{
+                "name": "main", "image": BUSYBOX,
+                "command": ["sh", "-ec", "echo written >/data/x; cat /data/x"],
+                "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
+            }],
+            "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": "team" } }],
+        },
+    });
+    namespace.apply(&pod.to_string()).unwrap();
+    assert_eq!(namespace.output_of_pod("team", PATIENCE).unwrap(), "written\n");
+    let claim = cluster.get(["pvc", "team", "--namespace", namespace.name()]).unwrap();
+    let volume = claim.pointer("/spec/volumeName").and_then(Value::as_str).unwrap();
+    namespace.kubectl(["delete", "pod,pvc", "team"]).unwrap();
+    cluster.kubectl(["wait", "--for=delete", "--timeout=240s", "pv", volume]).unwrap();
+}
