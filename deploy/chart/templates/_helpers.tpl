@@ -146,9 +146,6 @@ readinessProbe:
 - apiGroups: [""]
   resources: [persistentvolumeclaims/status]
   verbs: [patch]
-- apiGroups: [""]
-  resources: [pods]
-  verbs: [list]
 {{- end }}
 {{- range $grant := .Values.controllers.secrets }}
 {{- if eq $grant.namespace "*" }}
