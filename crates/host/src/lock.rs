@@ -5,6 +5,10 @@
 //! be left behind and none is ever broken by age. The file's text says who holds it, for people and
 //! for the CLI that wants to talk to the owner; the text is never trusted to decide anything.
 
+mod work;
+
+pub use work::AtWork;
+
 use crate::sys::io_fault;
 use larder_model::{Fault, Result};
 use rustix::{

@@ -4,17 +4,20 @@
 //! directory. The owner goes on meanwhile, so what is seen of several files need not fit together: who
 //! concludes something from it looks twice.
 
-pub use crate::groups::{GroupItem, GroupMember};
 use crate::{
     catalog::read_record,
     identity::{self, Identity},
     layout::{
         CREATING, DELETING, FOLDERS, IDENTITY, RECORD, SCRATCH, STATIC, STATIC_RECORD, Shelf,
-        parse_grave, parse_work,
+        TRASH, parse_grave, parse_work,
     },
     record::{SnapshotRecord, VolumeRecord},
 };
-use larder_host::{Backing, filesystems::is_read_only};
+pub use crate::{
+    groups::{GroupItem, GroupMember},
+    trash::{TrashFault, TrashItem},
+};
+use larder_host::{Backing, filesystems::is_read_only, lock::AtWork};
 use larder_model::{Fault, Native, Result};
 use std::{
     fs::Metadata,
@@ -54,6 +57,8 @@ pub struct Look {
     pub unfinished: Vec<Work>,
     /// What is being removed, or was.
     pub deleted: Vec<Work>,
+    /// What is wrong in the trash.
+    pub trash: Vec<TrashItem>,
     /// Temporary files.
     pub scratch: Vec<PathBuf>,
     /// What an administrator put there.
@@ -103,6 +108,8 @@ pub struct Work {
     pub native: Native,
     /// How long nothing has changed at it.
     pub age: Duration,
+    /// Somebody is at work in it.
+    pub held: bool,
     /// The data in it, as far as there is any.
     pub data: Option<Found>,
 }
@@ -158,6 +165,7 @@ pub fn look(path: &Path, names: DataNames) -> Result<Look> {
         groups,
         unfinished: works(&path.join(CREATING), names, parse_work, &mut foreign)?,
         deleted: works(&path.join(DELETING), names, parse_grave, &mut foreign)?,
+        trash: crate::trash::look::look(&path.join(TRASH), names.data, &mut foreign)?,
         scratch: list(&path.join(SCRATCH))?,
         statics: statics(path, names)?,
         foreign,
@@ -166,7 +174,7 @@ pub fn look(path: &Path, names: DataNames) -> Result<Look> {
 }
 
 /// The names in a folder, sorted; an absent one is empty.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let io = |e| Fault::io(format!("list {}", folder.display()), e);
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -180,7 +188,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What is at `path`, no symlink followed; None: nothing any more.
-fn stat(path: &Path) -> Result<Option<Metadata>> {
+pub(crate) fn stat(path: &Path) -> Result<Option<Metadata>> {
     match path.symlink_metadata() {
         Ok(meta) => Ok(Some(meta)),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
@@ -188,21 +196,27 @@ fn stat(path: &Path) -> Result<Option<Metadata>> {
     }
 }
 
-fn name_of(path: &Path) -> &str {
+pub(crate) fn name_of(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// Whether `name` is of a writer that was killed: `.record.json.tmp-…`.
-fn is_temporary(name: &str) -> bool {
+pub(crate) fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.contains(".tmp-")
+}
+
+/// How long nothing has changed at it.
+pub(crate) fn age(meta: &Metadata) -> Duration {
+    let changed = u64::try_from(meta.ctime()).map(Duration::from_secs).unwrap_or_default();
+    (SystemTime::UNIX_EPOCH + changed).elapsed().unwrap_or_default()
 }
 
 /// What stands beside our folders.
 fn strays_of_pool(pool: &Path, foreign: &mut Vec<PathBuf>) -> Result<()> {
-    // `lost+found` comes with ext4, `trash` is of releases that have one.
+    // `lost+found` comes with ext4.
     let ours = |name: &str| {
         FOLDERS.contains(&name)
-            || matches!(name, IDENTITY | "lost+found" | "trash")
+            || matches!(name, IDENTITY | "lost+found")
             || name.starts_with(".larder-pool-new.")
     };
     foreign.extend(list(pool)?.into_iter().filter(|path| !ours(name_of(path))));
@@ -313,10 +327,10 @@ fn works(
             foreign.push(path);
             continue;
         };
-        let changed = u64::try_from(meta.ctime()).map(Duration::from_secs).unwrap_or_default();
-        let age = (SystemTime::UNIX_EPOCH + changed).elapsed().unwrap_or_default();
+        let age = age(&meta);
         let data = found(&path.join(names.data), names)?;
-        works.push(Work { path, what: shelf.word(), native, age, data });
+        let held = AtWork::is_on(&path);
+        works.push(Work { path, what: shelf.word(), native, age, held, data });
     }
     Ok(works)
 }

@@ -15,7 +15,10 @@ use crate::{
     medium::Medium,
     pool::Pool,
 };
-use larder_host::{durable, lock::FileLock};
+use larder_host::{
+    durable,
+    lock::{AtWork, FileLock},
+};
 use larder_model::{Cx, Fault, Native, Result};
 use std::{
     os::unix::fs::MetadataExt,
@@ -91,6 +94,8 @@ pub(crate) fn bury<M: Medium>(medium: &M, pool: &Pool, grave: &Path, cx: &Cx) ->
 
 /// Removes a folder that nobody can see: in `creating` or `deleting`.
 pub(crate) fn clear<M: Medium>(medium: &M, pool: &Pool, folder: &Path, cx: &Cx) -> Result<()> {
+    // It may take hours, and `larder doctor` looks at it meanwhile.
+    let _at_work = AtWork::on(folder);
     if folder.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         for member in groups::members_in(folder)? {
             medium.remove(pool, &member, cx)?;

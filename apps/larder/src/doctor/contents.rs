@@ -70,7 +70,7 @@ pub(crate) const STATIC: Sort = Sort {
 };
 
 /// What changed so lately may be somebody's work, where somebody serves the pool or shares it.
-const RECENT: Duration = Duration::from_secs(600);
+pub(super) const RECENT: Duration = Duration::from_secs(600);
 
 /// Looks.
 pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
@@ -112,7 +112,7 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
 
 /// Whether a live process may be making or removing it.
 fn may_be_at_work(driver: &DriverScene, pool: &PoolScene, work: &Work) -> bool {
-    if driver.is_busy_with(work.native.as_str()) {
+    if work.held || driver.is_busy_with(work.native.as_str()) {
         return true;
     }
     (driver.served.is_some() || pool.config.shared) && work.age < RECENT
@@ -137,7 +137,12 @@ fn unfinished(
 }
 
 /// What the start of the driver mends.
-fn startable(driver: &DriverScene, look: &Look, finding: Finding, path: &Path) -> Finding {
+pub(super) fn startable(
+    driver: &DriverScene,
+    look: &Look,
+    finding: Finding,
+    path: &Path,
+) -> Finding {
     match &driver.served {
         Some(who) => finding.by_hand(format!(
             "see whether it still changes (du -s {}, a minute apart): a large one takes its time; if it \

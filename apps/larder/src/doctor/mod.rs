@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`pools`] | pools away, silent, of another backend, read-only, near full; permissions |
 //! | [`contents`] | half-made things, records without data and data without records, other files |
+//! | [`trash`] | damaged entries of the trash, and records of nothing in it |
 //! | [`groups`] | groups that lack a snapshot, snapshots that lack their group |
 //! | [`devices`] | loop devices that nobody has, images deleted under a device, limits left behind |
 //! | [`mounts`] | mounts of what is gone, mounts that nothing knows of |
@@ -32,6 +33,7 @@ mod pools;
 mod report;
 mod scene;
 mod sockets;
+mod trash;
 
 use crate::{
     cli,
@@ -67,6 +69,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("freezes", freezes::look),
     ("pools", pools::look),
     ("contents of pools", contents::look),
+    ("trash", trash::look),
     ("groups of snapshots", groups::look),
     ("mounts", mounts::look),
     ("node records", nodes::look),

@@ -120,8 +120,8 @@ fn lost_and_foreign_things_are_told_and_left_as_they_are(
     std::fs::write(volumes.join("Not A Name"), "theirs").unwrap();
     std::fs::write(pool.join("deleting/notes.txt"), "theirs").unwrap();
     std::fs::create_dir(pool.join("static/Not A Name")).unwrap();
-    // Of a release that has one, and of mkfs.
     std::fs::create_dir_all(pool.join("trash/x")).unwrap();
+    // Of mkfs.
     std::fs::create_dir(pool.join("lost+found")).unwrap();
     let before = everything(pool);
 
@@ -140,6 +140,7 @@ fn lost_and_foreign_things_are_told_and_left_as_they_are(
             ("foreign-file", &pool.join("docker"), false),
             ("foreign-file", &volumes.join("Not A Name"), false),
             ("foreign-file", &pool.join("deleting/notes.txt"), false),
+            ("foreign-file", &pool.join("trash/x"), false),
             ("static-unusable", &pool.join("static/Not A Name"), false),
             ("empty-folder", &empty, true),
         ],
@@ -168,4 +169,78 @@ fn an_image_that_was_cut_short_is_told_and_left_as_it_is() {
     std::fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(8 << 20).unwrap();
     found_and_mended(&site, &[("image-truncated", &image, false)]);
     assert_eq!(std::fs::metadata(&image).unwrap().len(), 8 << 20);
+}
+
+/// As a removal that takes hours does it; a lock goes with its process.
+#[test]
+fn what_is_just_being_removed_is_no_finding_however_long_it_takes() {
+    let site = Site::new("dir", "xfs");
+    site.ok(&["pool", "ls"]);
+    let grave = site.pool.path().join("deleting/volume-large.0123456789ab");
+    std::fs::create_dir(&grave).unwrap();
+    let work = larder_host::lock::AtWork::on(&grave);
+    assert_eq!(told(&doctor(&site, &[])), []);
+    drop(work);
+    found_and_mended(&site, &[("half-deleted", &grave, true)]);
+}
+
+#[rstest::rstest]
+#[case::dir("dir", "data")]
+#[case::loops("loop", "image")]
+fn what_is_wrong_in_the_trash_is_told_and_only_a_record_of_nothing_is_removed(
+    #[case] backend: &'static str,
+    #[case] data: &str,
+) {
+    let site = Site::new(backend, "xfs");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let config = config.replace("create: true", "create: true, trash: 24h");
+    std::fs::write(site.config(), config).unwrap();
+    let trash = site.pool.path().join("trash");
+    let binned = |name: &str| {
+        let begin = format!("volume-{name}.");
+        let entries = std::fs::read_dir(&trash).unwrap().map(|entry| entry.unwrap().path());
+        let mut paths: Vec<_> = entries
+            .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&begin))
+            .collect();
+        paths.sort();
+        <[PathBuf; 2]>::try_from(paths).unwrap()
+    };
+    for name in ["good", "nothing", "no-record", "bad", "no-data"] {
+        site.ok(&["volume", "create", name, "--size", "320Mi"]);
+        site.ok(&["volume", "rm", name]);
+    }
+    let [nothing, of_nothing] = binned("nothing");
+    std::fs::remove_dir_all(nothing).unwrap();
+    let [lost, record] = binned("no-record");
+    std::fs::remove_file(record).unwrap();
+    let [_, bad] = binned("bad");
+    std::fs::write(&bad, "{ no record").unwrap();
+    let [empty, _] = binned("no-data");
+    let gone = empty.join(data);
+    if gone.is_dir() {
+        std::fs::remove_dir_all(gone).unwrap();
+    } else {
+        std::fs::remove_file(gone).unwrap();
+    }
+    let before = everything(&trash);
+    found_and_mended(
+        &site,
+        &[
+            ("trash-record-of-nothing", &of_nothing, true),
+            ("trash-without-record", &lost, false),
+            ("trash-record-unreadable", &bad, false),
+            ("trash-without-data", &empty, false),
+        ],
+    );
+    let mut after = everything(&trash);
+    assert!(after.insert(of_nothing.clone(), before[&of_nothing].clone()).is_none());
+    assert!(after == before, "something else was changed");
+    // As it says.
+    let report = doctor(&site, &[]);
+    let about = |f: &&serde_json::Value| f["where"] == crate::text(&empty);
+    let mend = report["findings"].as_array().unwrap().iter().find(about).unwrap()["mend"].clone();
+    let id = mend.as_str().unwrap().strip_prefix("larder trash rm ").unwrap().to_owned();
+    site.ok(&["trash", "rm", &id]);
+    assert!(!empty.exists());
+    assert!(site.ok(&["trash", "ls"]).contains("good"));
 }

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-const RECORD: &str = ".json";
+pub(super) const RECORD: &str = ".json";
 
 /// What is in the trash of one pool.
 #[derive(Debug, Default)]

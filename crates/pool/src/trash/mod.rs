@@ -16,12 +16,14 @@
 
 mod bin;
 mod empty;
+pub(crate) mod look;
 mod record;
 mod restore;
 mod yielding;
 
 pub(crate) use bin::{Bin, Stop};
 pub(crate) use empty::Emptier;
+pub use look::{TrashFault, TrashItem};
 pub(crate) use record::Kept;
 pub use record::{TrashRecord, TrashSort};
 pub(crate) use yielding::Yielding;
