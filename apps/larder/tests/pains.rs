@@ -6,6 +6,7 @@ mod support;
 
 use larder_host::{Host, mounts::Unmount};
 use larder_lives::{Book, Caller, Use, Volume, World};
+use larder_proto::csi;
 use rstest::rstest;
 use std::{fs, path::Path, time::Duration};
 use support::{Server, Site, leaks};
@@ -134,6 +135,28 @@ async fn loop_devices_are_not_leaked_by_volumes_that_come_and_go_and_a_driver_th
         assert_eq!(loop_devices(&ground.site), 0, "round {round}");
     }
     ground.end().await;
+}
+
+/// Neither a limit that is announced and wrong, nor one that is met unannounced: a kernel makes eight
+/// loop devices at its start, and more when they are asked for.
+#[tokio::test]
+async fn no_limit_of_attachments_is_announced_and_none_is_met() {
+    let mut ground = Ground::new("loop").await;
+    let info = ground.server.client.node().node_get_info(csi::NodeGetInfoRequest {}).await.unwrap();
+    assert_eq!(info.into_inner().max_volumes_per_node, 0);
+    let volumes: Vec<_> =
+        (0..24).map(|n| ground.world.volume(&format!("v{n}"), Use::Block, MIB)).collect();
+    for volume in &volumes {
+        let Volume { name, bytes, usage, .. } = volume;
+        ground.world.caller.create(name, *bytes, *usage, None).await.unwrap();
+        ground.world.put_to_use(volume).await.unwrap();
+    }
+    assert_eq!(loop_devices(&ground.site), volumes.len());
+    for volume in &volumes {
+        ground.world.take_back(volume).await.unwrap();
+        ground.world.caller.remove_volume(&volume.name).await.unwrap();
+    }
+    ground.assert_clean();
 }
 
 /// Not the answer of the creation is what deletion works with, but the name.
