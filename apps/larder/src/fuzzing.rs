@@ -3,7 +3,6 @@
 #![allow(missing_docs, missing_debug_implementations, reason = "no part of the product")]
 
 use crate::config::{self, Settings};
-use larder_host::durable;
 use larder_model::{Fault, Result};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +38,6 @@ pub fn config(text: &str) -> Result<Read> {
 /// # Errors
 /// Those of reading.
 pub fn mounted(text: &[u8]) -> Result<Vec<u8>> {
-    let record: crate::commands::mounts::Mounted = durable::json(Path::new("/mount.json"), text)?;
+    let record = crate::commands::mounts::Mounted::parse(Path::new("/mount.json"), text)?;
     serde_json::to_vec_pretty(&record).map_err(|e| Fault::internal("print a record").because(e))
 }

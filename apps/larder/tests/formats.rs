@@ -135,3 +135,40 @@ fn limits_of_a_released_record_are_told_and_kept() {
     let record: Value = serde_json::from_slice(&record).unwrap();
     assert_eq!((&record["size"], &record["limits"]), (&json!(64 << 20), asked));
 }
+
+/// The record of `volume mount` in the site, with what is in the sample about the path.
+fn note(site: &Site, sample: &str, format: Option<u32>) -> std::path::PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples/format-1");
+    let text = fs::read_to_string(folder.join(sample)).unwrap();
+    let text = text.replace("TARGET", site.path("mounted").to_str().unwrap());
+    let mut record: Value = serde_json::from_str(&text).unwrap();
+    if let Some(format) = format {
+        record["format"] = json!(format);
+    }
+    let found = Command::new("find").arg(site.dir.path()).args(["-name", "mount.json"]).output();
+    let found = String::from_utf8(found.unwrap().stdout).unwrap();
+    let path = std::path::PathBuf::from(found.trim());
+    fs::write(&path, record.to_string()).unwrap();
+    path
+}
+
+#[rstest]
+fn a_volume_that_another_release_mounted_is_found_and_unmounted(
+    #[values("mount.json", "mount-without-number.json")] noted: &str,
+) {
+    let site = Site::new("dir", "xfs");
+    lay_out(&site, &sample("dir", 1));
+    let at = site.path("mounted").display().to_string();
+    site.ok(&["volume", "mount", "v", &at]);
+    // One of a release to come is left as it is, and so is its mount.
+    let path = note(&site, noted, Some(2));
+    let before = fs::read(&path).unwrap();
+    let refused = site.larder(&["volume", "unmount", "v"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("format 2"), "{said}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+    assert!(site.path("mounted/precious").exists());
+    note(&site, noted, None);
+    site.ok(&["volume", "unmount", "v"]);
+    assert!(!site.path("mounted/precious").exists() && !path.exists());
+}

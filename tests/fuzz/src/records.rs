@@ -32,7 +32,7 @@ const SORTS: &[Sort] = &[
     sort!("node", larder_volumes::node::fuzz, "format", true),
     sort!("freeze", larder_host::fuzzing::freeze_record, "version", false),
     sort!("lock", larder_host::fuzzing::holder, "", false),
-    sort!("mounted", larder::fuzzing::mounted, "", false),
+    sort!("mounted", larder::fuzzing::mounted, "format", true),
     sort!("dir volume", |text| larder_backend_dir::fuzzing::value(false, text), "", false),
     sort!("dir snapshot", |text| larder_backend_dir::fuzzing::value(true, text), "", false),
     sort!("loop volume", larder_backend_loop::fuzzing::value, "", false),

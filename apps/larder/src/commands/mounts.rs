@@ -20,6 +20,7 @@ use larder_proto::csi::{
     node_service_capability::rpc::Type as NodeRpc, volume_capability::access_mode::Mode,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
@@ -40,10 +41,21 @@ pub(crate) struct Request<'a> {
     pub(crate) options: Vec<String>,
 }
 
+/// The format that this release writes. What has no number was written before there was one, and is
+/// the same; newer ones are refused.
+const FORMAT: u32 = 1;
+
+const fn first() -> u32 {
+    1
+}
+
 /// One volume that was mounted by `volume mount`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Mounted {
+    /// Format version.
+    #[serde(default = "first")]
+    format: u32,
     /// Its id.
     pub(crate) volume: String,
     /// As a device.
@@ -61,6 +73,32 @@ pub(crate) struct Mounted {
     pub(crate) attached_to: Option<String>,
     /// Where it is.
     pub(crate) targets: Vec<Target>,
+    /// Fields of later releases, kept.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl Mounted {
+    /// Understands `text`, which is what is at `path`.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is damaged, or of a newer release.
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Format {
+            #[serde(default = "first")]
+            format: u32,
+        }
+        let Format { format } = durable::json(path, text)?;
+        if format > FORMAT {
+            return Err(Fault::corrupt(format!(
+                "understand the record {}: it has format {format}, written by a newer version",
+                path.display()
+            ))
+            .hint("use that version, or one that came after it"));
+        }
+        durable::json(path, text)
+    }
 }
 
 /// One path.
@@ -97,7 +135,12 @@ impl Folder {
         durable::write_json(&self.record(), mounted)
     }
     fn read(&self) -> Result<Option<Mounted>> {
-        durable::read_json(&self.record())
+        let path = self.record();
+        match std::fs::read(&path) {
+            Ok(text) => Mounted::parse(&path, &text).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Fault::io(format!("read {}", path.display()), e)),
+        }
     }
     /// Only what this module made, and only when empty: `stage` may be a mount point still.
     fn remove(&self) -> Result<()> {
@@ -221,6 +264,7 @@ pub(crate) async fn mount(
     let mut mounted = match found {
         Some(mounted) => mounted,
         None => Mounted {
+            format: FORMAT,
             volume: volume.volume_id,
             block: request.block,
             reader: request.read_only,
@@ -229,6 +273,7 @@ pub(crate) async fn mount(
             publish_context: BTreeMap::new(),
             attached_to: None,
             targets: Vec::new(),
+            rest: Map::new(),
         },
     };
     let is_new = is_new(&mounted, &target, &request)?;
