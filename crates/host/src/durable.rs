@@ -10,8 +10,10 @@
 //! [`remove_tree`] works with directory descriptors: it cannot be led elsewhere by a symlink that
 //! is put in its way, and it never leaves the mount it starts in.
 
+mod points;
 mod tree;
 
+pub(crate) use points::reach;
 pub(crate) use tree::remove_at;
 pub use tree::{remove_tree, remove_tree_while};
 
@@ -40,8 +42,11 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, &temporary, flags, Mode::from_raw_mode(0o600))?;
         let mut file = File::from(fd);
+        reach()?;
         file.write_all(contents)?;
+        reach()?;
         file.sync_all()?;
+        reach()?;
         std::fs::rename(&temporary, path)
     };
     attempt().map_err(|e| {
@@ -94,7 +99,8 @@ pub fn json<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
 /// # Errors
 /// See [`Fault::io`].
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
+    reach()
+        .and_then(|()| File::open(dir))
         .and_then(|d| d.sync_all())
         .map_err(|e| Fault::io(format!("make directory {} durable", dir.display()), e))
 }
@@ -104,7 +110,8 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
 /// # Errors
 /// See [`Fault::io`].
 pub fn sync_file(path: &Path) -> Result<()> {
-    File::open(path)
+    reach()
+        .and_then(|()| File::open(path))
         .and_then(|f| f.sync_all())
         .map_err(|e| Fault::io(format!("make {} durable", path.display()), e))
 }
@@ -115,7 +122,7 @@ pub fn sync_file(path: &Path) -> Result<()> {
 /// See [`Fault::io`].
 pub fn sync_filesystem(path: &Path) -> Result<()> {
     let what = || format!("make the file system of {} durable", path.display());
-    let file = File::open(path).map_err(|e| Fault::io(what(), e))?;
+    let file = reach().and_then(|()| File::open(path)).map_err(|e| Fault::io(what(), e))?;
     rustix::fs::syncfs(&file).map_err(|e| io_fault(what(), e))
 }
 
@@ -126,6 +133,7 @@ pub fn sync_filesystem(path: &Path) -> Result<()> {
 /// See [`Fault::io`]; across file systems `Precondition`.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let what = || format!("rename {} to {}", from.display(), to.display());
+    reach().map_err(|e| Fault::io(what(), e))?;
     rustix::fs::rename(from, to).map_err(|e| rename_fault(what(), e))?;
     sync_both(from, to)
 }
@@ -147,6 +155,7 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
 pub fn rename_new_unsynced(from: &Path, to: &Path) -> Result<()> {
     use rustix::{fs::RenameFlags, io::Errno};
     let what = || format!("rename {} to {}", from.display(), to.display());
+    reach().map_err(|e| Fault::io(what(), e))?;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // NFS has no such rename. There a plain one still never replaces a directory that holds
         // anything.
@@ -168,7 +177,9 @@ pub fn write_new(path: &Path, contents: &[u8]) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600))?;
         let mut file = File::from(fd);
+        reach()?;
         file.write_all(contents)?;
+        reach()?;
         file.sync_all()
     };
     attempt().map_err(|e| {
@@ -201,7 +212,7 @@ fn sync_both(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// See [`Fault::io`].
 pub fn remove_file(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
+    match reach().and_then(|()| std::fs::remove_file(path)) {
         Ok(()) => sync_dir(parent(path)?),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Fault::io(format!("remove {}", path.display()), e)),
@@ -215,6 +226,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
 /// `Precondition` when something else has the name; see [`Fault::io`].
 pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
     let what = || format!("make directory {}", path.display());
+    reach().map_err(|e| Fault::io(what(), e))?;
     match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
         Ok(()) => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -52,7 +52,7 @@ fn create(path: &Path, size: Bytes, fill: impl FnOnce(&File) -> Result<()>) -> R
     };
     let filled = set_size(&file, size, &what)
         .and_then(|()| fill(&file))
-        .and_then(|()| file.sync_all().map_err(|e| Fault::io(what(), e)));
+        .and_then(|()| sync(&file).map_err(|e| Fault::io(what(), e)));
     if let Err(fault) = filled {
         let _ = std::fs::remove_file(path);
         return Err(fault);
@@ -72,7 +72,7 @@ pub fn grow(path: &Path, size: Bytes) -> Result<Bytes> {
         return Ok(now);
     }
     set_size(&file, size, &what)?;
-    file.sync_all().map_err(|e| Fault::io(what(), e))?;
+    sync(&file).map_err(|e| Fault::io(what(), e))?;
     Ok(size)
 }
 
@@ -89,7 +89,7 @@ pub fn grow_preallocated(path: &Path, size: Bytes) -> Result<Bytes> {
     // Reserve first, beyond the end: a failure then changes no size that others can see.
     reserve(&file, path, now, size)?;
     set_size(&file, size, &what)?;
-    file.sync_all().map_err(|e| Fault::io(what(), e))?;
+    sync(&file).map_err(|e| Fault::io(what(), e))?;
     Ok(size)
 }
 
@@ -102,7 +102,12 @@ pub fn reserve_all(path: &Path) -> Result<()> {
     let what = || format!("reserve the space of image {}", path.display());
     let (file, size) = open_for_growth(path, &what)?;
     reserve(&file, path, Bytes::ZERO, size)?;
-    file.sync_all().map_err(|e| Fault::io(what(), e))
+    sync(&file).map_err(|e| Fault::io(what(), e))
+}
+
+fn sync(file: &File) -> std::io::Result<()> {
+    durable::reach()?;
+    file.sync_all()
 }
 
 fn open_for_growth(path: &Path, what: &impl Fn() -> String) -> Result<(File, Bytes)> {

@@ -3,10 +3,11 @@
 //!
 //! Real file systems are filled but for so many pages (or inodes), from none to as many as the operation
 //! takes: so it fails at one of its writes after the other. `larder-pool` does the same with every
-//! page of a tmpfs, and a fake medium.
+//! page of a tmpfs, and a fake medium. [`failures`] has each single write, fsync and rename fail.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
+mod failures;
 #[path = "../../../../crates/pool/tests/pool/filler.rs"]
 mod filler;
 mod node;
@@ -49,7 +50,7 @@ enum Call {
 /// A served pool with something of everything in it.
 struct Ground {
     // Before the site, which unmounts, goes.
-    _server: Server,
+    server: Server,
     world: World,
     /// Staged and published, with a file in it.
     used: Volume,
@@ -60,12 +61,16 @@ struct Ground {
 
 impl Ground {
     async fn new(site: Site, trash: bool) -> Self {
+        Self::with(site, trash, &[]).await
+    }
+
+    async fn with(site: Site, trash: bool, env: &[(&str, &str)]) -> Self {
         if trash {
             let config = std::fs::read_to_string(site.config()).unwrap();
             let config = config.replace("create: true", "create: true, trash: 24h");
             std::fs::write(site.config(), config).unwrap();
         }
-        let mut server = site.server();
+        let mut server = Server::start(&site.config(), &site.endpoint(), env);
         assert!(server.ready().await);
         let images = site.backend == "loop";
         let world = World {
@@ -81,7 +86,7 @@ impl Ground {
         let usage = if images { Use::Ext4 } else { Use::Folder };
         let used = world.volume("used", usage, 16 * MIB);
         let idle = world.volume("idle", usage, 16 * MIB);
-        Self { _server: server, world, used, idle, site }
+        Self { server, world, used, idle, site }
     }
 
     async fn prepare(&self) {

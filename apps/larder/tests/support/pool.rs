@@ -2,7 +2,10 @@
 
 use larder_host::{Host, loops::LoopRequest, mounts::MountRequest};
 use larder_model::{Bytes, FsType};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 pub(crate) struct Pool {
     path: PathBuf,
@@ -30,7 +33,7 @@ impl Pool {
                 sector_size: 512,
             })
             .unwrap();
-        host.filesystems.make(&device.path, fs, &[]).unwrap();
+        make(&host, &device.path, fs);
         let request = MountRequest {
             fs_type: fs.to_string(),
             source: device.path.display().to_string(),
@@ -45,5 +48,14 @@ impl Pool {
     /// The pool's folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// mkfs.btrfs looks at every loop device, and fails when a test beside this one lets go of one just then.
+fn make(host: &Host, device: &Path, fs: FsType) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while let Err(fault) = host.filesystems.make_again(device, fs, &[]) {
+        let beside = fault.to_string().contains("cannot check mount status");
+        assert!(beside && Instant::now() < until, "{fault}");
     }
 }

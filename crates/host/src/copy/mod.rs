@@ -201,7 +201,8 @@ impl NewFile {
     }
 
     fn publish(mut self, what: &impl Fn() -> String) -> Result<()> {
-        self.file.sync_all().map_err(|e| Fault::io(what(), e))?;
+        let synced = crate::durable::reach().and_then(|()| self.file.sync_all());
+        synced.map_err(|e| Fault::io(what(), e))?;
         if !self.named {
             let descriptor = format!("/proc/self/fd/{}", self.file.as_raw_fd());
             let flags = AtFlags::SYMLINK_FOLLOW;

@@ -67,15 +67,20 @@ impl Record {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("{}-{}-{n}{SUFFIX}", self.until, self.pid));
-        match durable::write_json(&path, self) {
+        // A name that could not be made durable is there all the same, and nothing will be frozen.
+        let write = || {
+            durable::write_json(&path, self).inspect_err(|_| {
+                let _ = forget(&path);
+            })
+        };
+        match write() {
             // The folder was wiped under us; or the start of another process, with process ids of its
             // own, took our half-written file for one that was left behind.
             Err(fault) if fault.kind() == Kind::NotFound => {
                 std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(
                     |e| Fault::io(format!("make the folder of freezes {}", dir.display()), e),
                 )?;
-                durable::write_json(&path, self)
-                    .map_err(|fault| fault.with_kind(Kind::Unavailable))?;
+                write().map_err(|fault| fault.with_kind(Kind::Unavailable))?;
             }
             done => done?,
         }
