@@ -15,7 +15,7 @@ use larder_model::{
     volume::{Attributes, Facts, FormatState, HealthEntry, Scope},
 };
 use larder_pool::{
-    Blocks, Entry, Medium, Origin, Part, Plan, PlanRequest, Pool, PoolConfig, PoolTraits,
+    Access, Blocks, Entry, Medium, Origin, Part, Plan, PlanRequest, Pool, PoolConfig, PoolTraits,
     SnapshotEntry, SnapshotFacts, StaticFacts,
 };
 use serde::Serialize;
@@ -316,8 +316,13 @@ impl Medium for LoopMedium {
             names.push((format!("volume {}", volume.id), folder.join(IMAGE)));
         }
         let twins = parts.iter().zip(&names);
-        let twins: Vec<_> =
-            twins.map(|(part, (whose, to))| Twin { from: &part.volume.data, whose, to }).collect();
+        let twins: Vec<_> = twins
+            .map(|(part, (whose, to))| {
+                let access = &part.volume.record.access;
+                let raw = access.is_empty() || access.contains(&Access::Block);
+                Twin { from: &part.volume.data, whose, to, raw }
+            })
+            .collect();
         let consistency = self.copier.copy_together(&twins, sharing, cx)?;
         let cut = parts.iter().zip(&twins).zip(consistency);
         cut.map(|((part, twin), consistency)| {

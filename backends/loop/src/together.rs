@@ -26,6 +26,9 @@ pub(crate) struct Twin<'a> {
     pub(crate) whose: &'a str,
     /// A name that does not exist.
     pub(crate) to: &'a Path,
+    /// It may be handed out as a raw block device. A device that is attached and not mounted is
+    /// otherwise being staged or unstaged.
+    pub(crate) raw: bool,
 }
 
 impl Copier {
@@ -122,7 +125,17 @@ impl Copier {
 fn decide(twins: &[Twin<'_>], seen: &[Seen], sharing: Sharing, limit: Bytes) -> Result<()> {
     let mut held = Bytes::ZERO;
     for (twin, seen) in twins.iter().zip(seen) {
-        if let Some(raw) = seen.writers.iter().find(|device| !device.is_mounted()) {
+        let attached = seen.writers.iter().find(|device| !device.is_mounted());
+        if let Some(device) = attached.filter(|_| !twin.raw) {
+            return Err(Fault::unavailable(format!(
+                "cut {} together with others: it is attached ({}) and not mounted, as while it is \
+                 staged or unstaged",
+                twin.whose,
+                device.info.path.display()
+            ))
+            .hint("ask again when that has ended"));
+        }
+        if let Some(raw) = attached {
             return Err(Fault::precondition(format!(
                 "cut {} together with others: it is in use as a raw block device ({}), whose writes \
                  cannot be held back",

@@ -6,7 +6,8 @@ mod support;
 
 use larder_backend_loop::FreezeLimits;
 use larder_model::{
-    Backend, Bytes, Connect, Cx, FsType, Kind, Provision, SnapshotId, VolumeId,
+    AccessType, Backend, Bytes, Connect, Cx, FsType, Kind, MountAccess, Provision, SnapshotId,
+    VolumeId,
     volume::{GroupSnapshot, Volume},
 };
 use rstest::rstest;
@@ -116,6 +117,23 @@ async fn a_raw_block_device_in_use_cannot_be_cut_with_others() {
     assert_eq!(group.snapshots.len(), 2);
     drop(writer);
     driver.unstage(&mounted).await.unwrap();
+    ground.assert_clean();
+}
+
+/// It is attached before it is formatted and mounted: nobody has to act for that to pass.
+#[tokio::test]
+async fn a_volume_that_is_being_staged_is_cut_with_others_a_little_later() {
+    let ground = Ground::on(FsType::Xfs, Bytes::gib(2));
+    let driver = ground.driver().await;
+    let volume = driver.create(&Ask::mount("a", "ext4", Bytes::mib(16))).await.unwrap();
+    let mount = AccessType::Mount(MountAccess::default());
+    let (_, hold, attachment) = driver.connect(&volume, mount, false).await.unwrap();
+    let ids = [volume.id.clone()];
+    let fault = cut_group(&driver, "g", &ids).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+    drop(hold);
+    driver.backend.disconnect(&volume.id, Some(&attachment), &Cx::new()).await.unwrap();
+    cut_group(&driver, "g", &ids).await.unwrap();
     ground.assert_clean();
 }
 

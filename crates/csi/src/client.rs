@@ -115,21 +115,25 @@ impl Client {
 /// the call may have had its effect and may be repeated; UNKNOWN would be final to callers.
 fn lost(endpoint: &Endpoint, error: tonic::transport::Error) -> Status {
     let mut why = error.to_string();
+    // The client's own clock, set by the deadline. tonic gives its code also to a call that the end of
+    // a connection cancelled.
+    let mut expired = false;
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
     while let Some(error) = cause {
+        expired |= error.is::<tonic::TimeoutExpired>();
         let text = error.to_string();
         if !why.ends_with(&text) {
             why = format!("{why}: {text}");
         }
         cause = error.source();
     }
-    match Status::from_error(Box::new(error)).code() {
-        // The client's own clock, set by the deadline.
-        Code::Cancelled | Code::DeadlineExceeded => Status::deadline_exceeded(format!(
+    if expired {
+        Status::deadline_exceeded(format!(
             "wait for the driver at {endpoint}: the deadline has passed (hint: the work goes on; \
              repeat the same call to get its result)"
-        )),
-        _ => unavailable(endpoint, &why),
+        ))
+    } else {
+        unavailable(endpoint, &why)
     }
 }
 

@@ -281,11 +281,14 @@ fn a_busy_mount_tells_who_keeps_it_and_can_be_detached_lazily() {
     let target = scratch.dir("m");
     let mounts = &scratch.host.mounts;
     mounts.mount(&tmpfs(&target, &[])).unwrap();
-    let open = fs::File::create(target.join("open")).unwrap();
+    #[allow(clippy::disallowed_methods, reason = "a process that runs on, in the mount")]
+    let mut user =
+        std::process::Command::new("sleep").arg("600").current_dir(&target).spawn().unwrap();
     let fault = mounts.unmount(&target, Unmount::Normal).unwrap_err();
     assert_eq!(fault.kind(), Kind::Precondition);
-    assert!(fault.to_string().contains(&format!("process {}", std::process::id())), "{fault}");
-    drop(open);
+    assert!(fault.to_string().contains(&format!("process {}", user.id())), "{fault}");
+    user.kill().unwrap();
+    user.wait().unwrap();
     let inner = target.join("inner");
     fs::create_dir(&inner).unwrap();
     mounts.mount(&tmpfs(&inner, &[])).unwrap();
@@ -293,6 +296,21 @@ fn a_busy_mount_tells_who_keeps_it_and_can_be_detached_lazily() {
     assert!(fault.to_string().contains(inner.to_str().unwrap()), "{fault}");
     mounts.unmount(&target, Unmount::Lazy).unwrap();
     assert!(!mounts.is_mount_point(&target).unwrap());
+}
+
+/// A volume is unstaged while its snapshot is cut: nobody has to act, it passes.
+#[test]
+fn a_mount_that_this_process_works_on_is_somebody_elses_turn_and_no_fault_of_the_caller() {
+    let scratch = Scratch::new();
+    let target = scratch.dir("m");
+    let mounts = &scratch.host.mounts;
+    mounts.mount(&tmpfs(&target, &[])).unwrap();
+    let open = fs::File::open(&target).unwrap();
+    let fault = mounts.unmount(&target, Unmount::Normal).unwrap_err();
+    assert_eq!(fault.kind(), Kind::Aborted, "{fault}");
+    assert!(fault.to_string().contains("repeat"), "{fault}");
+    drop(open);
+    mounts.unmount(&target, Unmount::Normal).unwrap();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use larder_csi::Client;
 use larder_proto::csi;
 use larder_volumes::testing::{Inject, Memory};
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{io::AsyncWriteExt, sync::Semaphore, task::JoinSet};
 use tonic::Code;
 
 fn create(name: &str) -> csi::CreateVolumeRequest {
@@ -209,4 +209,36 @@ fn a_driver_that_dies_during_a_call_is_unavailable() {
     server.shutdown_background();
     let lost = caller.block_on(call).unwrap().unwrap_err();
     assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
+}
+
+/// The same between two calls: what was not sent yet has not waited either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_driver_that_dies_before_a_call_is_sent_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("csi.sock");
+    let endpoint = socket.to_str().unwrap().parse().unwrap();
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let mut hangs_up = JoinSet::new();
+    hangs_up.spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            // Settings of HTTP/2: the connection stands, and is ended.
+            connection.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        }
+    });
+    let client = Client::connect(&endpoint).unwrap();
+    let mut callers = JoinSet::new();
+    for _ in 0..8 {
+        let mut identity = client.identity();
+        callers.spawn(async move {
+            for _ in 0..300 {
+                let lost = identity.probe(csi::ProbeRequest {}).await.unwrap_err();
+                assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
+            }
+        });
+    }
+    while let Some(done) = callers.join_next().await {
+        done.unwrap();
+    }
+    hangs_up.abort_all();
 }

@@ -205,13 +205,21 @@ impl Mounts for RealMounts {
             }
             let resolved = resolve_parent(target);
             let users = users::of_mount(&resolved, &self.table()?);
-            let fault = || io_fault(what(), Errno::BUSY).with_kind(Kind::Precondition);
-            if !users.is_empty() {
-                return Err(fault().hint(format!("it is used by {}", users.join(", "))));
-            }
-            // Whoever looks through /proc, as monitoring does and we do, uses a mount for a moment.
-            if Instant::now() >= end {
-                return Err(fault().hint("something uses it that cannot be seen from here"));
+            let names = users.names.join(", ");
+            let (kind, hint) = if users.we {
+                let hint = "Larder itself works on it, to cut a snapshot or to copy it: repeat the \
+                            call when that has ended";
+                (Kind::Aborted, format!("{hint} (it is used by {names})"))
+            } else if names.is_empty() {
+                (Kind::Precondition, "something uses it that cannot be seen from here".to_owned())
+            } else {
+                (Kind::Precondition, format!("it is used by {names}"))
+            };
+            // What we do with it ourselves passes, and so does the look of whoever goes through /proc,
+            // as monitoring does and we do.
+            let passes = users.we || names.is_empty();
+            if !passes || Instant::now() >= end {
+                return Err(io_fault(what(), Errno::BUSY).with_kind(kind).hint(hint));
             }
             crate::sys::sleep(Duration::from_millis(10));
         }

@@ -282,25 +282,38 @@ fn claimed(name: &str, users: &mut BTreeSet<DeviceUser>) -> Result<()> {
     }
 }
 
-/// Who keeps a mount busy, in words; for messages only.
-pub(super) fn of_mount(target: &Path, table: &[MountEntry]) -> Vec<String> {
-    let mut users: Vec<String> = table
+/// Who keeps a mount busy.
+#[derive(Debug, Default)]
+pub(super) struct MountUsers {
+    /// In words; for messages only.
+    pub(super) names: Vec<String>,
+    /// This process does: to cut a snapshot, say.
+    pub(super) we: bool,
+}
+
+/// Who keeps that mount busy.
+pub(super) fn of_mount(target: &Path, table: &[MountEntry]) -> MountUsers {
+    let mut names: Vec<String> = table
         .iter()
         .filter(|m| m.target != target && m.target.starts_with(target))
         .map(|m| format!("the mount at {}", m.target.display()))
         .collect();
-    for pid in processes().unwrap_or_default() {
+    let (me, mut we) = (std::process::id(), false);
+    let mut pids = processes().unwrap_or_default();
+    pids.sort_by_key(|pid| *pid != me);
+    for pid in pids {
         let inside =
             |link: PathBuf| std::fs::read_link(link).is_ok_and(|path| path.starts_with(target));
         let process = PathBuf::from(format!("/proc/{pid}"));
         let fds = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
         let named = ["cwd", "root", "exe"].iter().map(|name| process.join(name));
         if named.chain(fds.map(|fd| fd.path())).any(inside) {
-            users.push(format!("process {pid} ({})", command_of(pid)));
+            names.push(format!("process {pid} ({})", command_of(pid)));
+            we |= pid == me;
         }
-        if users.len() >= 8 {
+        if names.len() >= 8 {
             break;
         }
     }
-    users
+    MountUsers { names, we }
 }
