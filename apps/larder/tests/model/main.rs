@@ -75,7 +75,7 @@ fn history() -> impl Strategy<Value = Vec<Batch>> {
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
     ProptestConfig {
-        cases: (default.cases / 256).max(1),
+        cases: (default.cases / 512).max(1),
         max_shrink_time: 60_000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
         ..default
