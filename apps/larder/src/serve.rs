@@ -87,8 +87,17 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
                 if let Some((controllers, options, controlling)) = controls {
                     let (client, stop, name) = (driver.client(), stop.clone(), of.name.clone());
                     controlling.spawn(async move {
-                        if let Err(fault) = controllers.serve(client, options, stop).await {
-                            tracing::error!(driver = %name, "failed to {fault}");
+                        let mut pause = Duration::from_secs(1);
+                        // The process has other work; nobody would start it again for this.
+                        while let Err(fault) =
+                            controllers.serve(client.clone(), options.clone(), stop.clone()).await
+                        {
+                            tracing::error!(driver = %name, "failed to {fault}; trying again");
+                            let wait = tokio::time::sleep(pause);
+                            if stop.run_until_cancelled(wait).await.is_none() {
+                                break;
+                            }
+                            pause = (2 * pause).min(Duration::from_secs(60));
                         }
                     });
                 }

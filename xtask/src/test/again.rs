@@ -113,7 +113,13 @@ pub(crate) fn said(text: &str) -> Vec<&str> {
         } else if line == "failures:" || line.starts_with("test result: ") {
             inside = false;
         }
-        if inside {
+        // Where in the runtime it panicked helps nobody.
+        let is_frame = |line: &str| {
+            let line = line.trim_start();
+            let number = line.split(':').next().is_some_and(|n| n.parse::<u32>().is_ok());
+            line.starts_with("at /rustc/") || line.contains("/.cargo/registry/") || number
+        };
+        if inside && !is_frame(line) {
             said.push(line);
         }
     }

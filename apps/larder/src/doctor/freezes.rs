@@ -45,7 +45,7 @@ pub(crate) fn look(scene: &Scene) -> Result<Vec<Finding>> {
             Ok(mounts) => {
                 let mounts: Vec<_> = mounts.iter().map(|m| m.display().to_string()).collect();
                 let what =
-                    format!("recorded as frozen, and its deadline is over: {}", mounts.join(", "));
+                    format!("recorded as frozen, and nobody will thaw it: {}", mounts.join(", "));
                 Finding::new(&LEFT, path, what).by(Fix::Thaw)
             }
         });

@@ -231,7 +231,9 @@ fn for_people(format: Format) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{contents, devices, finding::Sort, freezes, groups, mounts, nodes, pools, sockets};
+    use super::{
+        contents, devices, finding::Sort, freezes, groups, mounts, nodes, pools, sockets, trash,
+    };
 
     const PAGE: &str = include_str!("../../../../docs/doctor.md");
 
@@ -264,7 +266,12 @@ mod tests {
         &groups::ALONE,
         &mounts::LEFT,
         &mounts::UNKNOWN,
+        &trash::OF_NOTHING,
+        &trash::NO_RECORD,
+        &trash::BAD_RECORD,
+        &trash::NO_DATA,
         &nodes::UNREADABLE,
+        &nodes::NEWER,
         &nodes::OTHER_BOOT,
         &nodes::NOT_PUBLISHED,
         &nodes::NOT_STAGED,

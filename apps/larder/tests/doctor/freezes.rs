@@ -47,7 +47,7 @@ async fn a_freeze_whose_watchdog_was_killed_is_found_and_thawed() {
     // Nobody of ours is left to thaw it.
     std::mem::forget(frozen);
     let record = std::fs::read_dir(&records).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(told(&doctor(&site, &[])), [], "before its deadline it may be at work");
+    assert_eq!(told(&doctor(&site, &[])), [], "before its deadline it may be about to start");
     let end = Instant::now() + Duration::from_secs(60);
     while told(&doctor(&site, &[])).is_empty() {
         assert!(Instant::now() < end);

@@ -1,6 +1,10 @@
 //! Looking at recorded freezes without touching them.
 
-use super::record::{GRACE, Record, SUFFIX, millis, now};
+use super::{
+    record::{GRACE, Record, SUFFIX, millis, now},
+    watchdog,
+};
+use crate::lock::FileLock;
 use larder_model::{Fault, Result};
 use std::{
     io::ErrorKind,
@@ -16,8 +20,15 @@ pub struct Recorded {
     pub mounts: Result<Vec<PathBuf>>,
     /// It was made in this boot of the machine. A reboot thaws.
     pub this_boot: bool,
-    /// Its watchdog should have thawed and removed it by now.
+    /// Its watchdog should have thawed and removed it by now, or is gone.
     pub overdue: bool,
+}
+
+/// Whether no watchdog holds the record, although there has been time for one to start.
+fn is_unwatched(path: &Path) -> bool {
+    let written = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
+    let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
+    age > watchdog::START && matches!(FileLock::try_existing(path), Ok(Some(_)))
 }
 
 /// The freezes that are recorded in `dir`, which may be absent. Those that are neither overdue nor of
@@ -43,7 +54,7 @@ pub fn recorded(dir: &Path) -> Result<Vec<Recorded>> {
             Ok(None) => continue,
             Ok(Some(record)) => Recorded {
                 this_boot: record.boot == crate::boot_id(),
-                overdue: now() > record.until.saturating_add(millis(GRACE)),
+                overdue: now() > record.until.saturating_add(millis(GRACE)) || is_unwatched(&path),
                 mounts: Ok(record.mounts.into_iter().map(|mount| mount.target).collect()),
                 path,
             },

@@ -29,7 +29,7 @@ use std::{
 };
 
 /// How long the watchdog may take to start, and to answer after a thaw.
-const START: Duration = Duration::from_secs(10);
+pub(super) const START: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(20);
 /// How long writing out what is cached may take, before writers are held back.
 pub(super) const FLUSH: Duration = Duration::from_secs(120);

@@ -20,10 +20,12 @@ async fn an_open_file_keeps_the_volume_staged() {
     let world = World::new(On::Real);
     world.volume("image");
     world.stage("image", mount()).await.unwrap();
-    let open = fs::File::create(world.staging("image").join("file")).unwrap();
+    // Not this process: what is Larder's own passes, and is waited for.
+    let file = world.staging("image").join("file");
+    let open = Other::start(&world, &[], &format!("exec 7>{}", file.display()));
     assert_busy(&world, "image", "unmount").await;
     assert!(world.host.mounts.is_mount_point(&world.staging("image")).unwrap());
-    drop(open);
+    open.end();
     world.unstage("image").await.unwrap();
     world.assert_nothing_left();
 }
@@ -145,10 +147,11 @@ async fn a_busy_target_stays_published_until_its_user_ends() {
     world.volume("image");
     world.stage("image", mount()).await.unwrap();
     world.publish("image", 1, mount()).await.unwrap();
-    let open = fs::File::create(world.target("image", 1).join("file")).unwrap();
+    let file = world.target("image", 1).join("file");
+    let open = Other::start(&world, &[], &format!("exec 7>{}", file.display()));
     assert_eq!(kind(world.unpublish("image", 1).await), Kind::Precondition);
     world.publish("image", 1, mount()).await.unwrap();
-    drop(open);
+    open.end();
     world.unpublish("image", 1).await.unwrap();
     world.unstage("image").await.unwrap();
     world.assert_nothing_left();
