@@ -2,8 +2,9 @@
 
 use crate::{
     api::{Claim, Key, Object, Volume},
-    cache::{Cache, MIGRATED},
+    cache::{Cache, Change, MIGRATED},
     client::{ApiError, Kube, Patch, Priority},
+    provision::Local,
 };
 use serde_json::Value;
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -56,9 +57,43 @@ pub(crate) async fn write(
     Ok(None)
 }
 
-/// The Secret that the driver gets for growing or changing a volume.
-pub(crate) fn volume_of(cache: &Cache, claim: &Claim) -> Option<Arc<Volume>> {
-    cache.volumes.get(&Key::cluster(&claim.spec.volume_name))
+/// The volume of a claim, when that is of the driver and, in node-local mode, on the node. None also
+/// while it is not known: its appearance has the claim looked at again ([`listen`]).
+pub(crate) fn volume_of_ours(
+    cache: &Cache,
+    driver: &str,
+    local: Option<&Local>,
+    claim: &Claim,
+) -> Option<Arc<Volume>> {
+    let volume = cache.volumes.get(&Key::cluster(&claim.spec.volume_name))?;
+    let here = local.is_none_or(|local| local.has(&volume));
+    (here && is_of(driver, claim, &volume)).then_some(volume)
+}
+
+/// Hears of claims, and of volumes that appear: such a one may be what its claim has waited for.
+/// `this` is held weakly: the cache outlives a controller that has lost its lease.
+pub(crate) fn listen<T: Send + Sync + 'static>(
+    this: &Arc<T>,
+    cache: fn(&T) -> &Cache,
+    changed: fn(&T, &Change<Claim>),
+    look_at: fn(&T, &Claim, Priority),
+) {
+    let on = Arc::downgrade(this);
+    cache(this).claims.subscribe(move |change: &Change<Claim>| {
+        if let Some(this) = on.upgrade() {
+            changed(&this, change);
+        }
+    });
+    let on = Arc::downgrade(this);
+    cache(this).volumes.subscribe(move |change: &Change<Volume>| {
+        let (Some(this), Some(new)) = (on.upgrade(), &change.new) else { return };
+        if let (None, Some(claim)) = (&change.old, &new.spec.claim_ref) {
+            let key = Key::new(&claim.namespace, &claim.name);
+            if let Some(claim) = cache(&this).claims.get(&key) {
+                look_at(&this, &claim, Priority::Fresh);
+            }
+        }
+    });
 }
 
 /// What fails until somebody changes something, by UID: asked for once in a long while.

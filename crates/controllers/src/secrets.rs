@@ -243,6 +243,17 @@ fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_word)
 }
 
+/// What a Secret holds, for a request to the driver; nothing where none is named.
+///
+/// # Errors
+/// As [`read`].
+pub async fn values(kube: &Kube, of: Option<&SecretRef>) -> Result<BTreeMap<String, String>> {
+    match of {
+        None => Ok(BTreeMap::new()),
+        Some(of) => Ok(read(kube, of).await?.into_map()),
+    }
+}
+
 /// Reads a Secret: live, because a cache of Secrets is a treasure that nobody needs.
 ///
 /// # Errors

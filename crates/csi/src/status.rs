@@ -48,6 +48,11 @@ pub fn kind(code: Code) -> Kind {
     }
 }
 
+/// An error as gRPC for Go writes it: people search for that.
+pub fn text(status: &Status) -> String {
+    format!("rpc error: code = {} desc = {}", name(status.code()), status.message())
+}
+
 /// The code as Go spells it, and dashboards know it.
 pub fn name(code: Code) -> &'static str {
     match code {

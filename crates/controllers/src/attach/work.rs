@@ -5,7 +5,7 @@ use super::{
     request::{self, Asked, NODE_ID, Subject},
 };
 use crate::{
-    api::{Attachment, Key, Object, SecretRef, VolumeSpec},
+    api::{Attachment, Key, Object, VolumeSpec},
     client::{ApiError, Patch, Priority},
     finalizer,
     queue::Next,
@@ -51,12 +51,7 @@ impl Failure {
         match self {
             Self::Conflict(error) => error.to_string(),
             Self::Fault(fault) => fault.to_string(),
-            // As gRPC for Go writes it: people search for it.
-            Self::Driver(status) => format!(
-                "rpc error: code = {} desc = {}",
-                larder_csi::status::name(status.code()),
-                status.message()
-            ),
+            Self::Driver(status) => larder_csi::status::text(status),
         }
     }
 
@@ -184,7 +179,7 @@ impl Attacher {
         let node = request::node_id(attachment, driver.name(), csi_node.as_deref(), false)?;
         let asked = request::publish(spec, node.clone(), driver.can(), &settings.default_fs_type)?;
         let Asked { mut request, secret } = asked;
-        request.secrets = self.secrets(secret.as_ref()).await?;
+        request.secrets = secrets::values(kube, secret.as_ref()).await?;
         // Only now: a hopeless attachment can be deleted by anybody.
         if let Some(patch) = noted(attachment, ours, &node) {
             let new = kube.patch(&attachment.key(), "", &patch, Priority::Fresh).await?;
@@ -208,7 +203,7 @@ impl Attacher {
         let csi = request::csi_of(spec)?;
         let csi_node = cache.csi_nodes.get(&Key::cluster(&attachment.spec.node_name));
         let node_id = request::node_id(attachment, driver.name(), csi_node.as_deref(), true)?;
-        let secrets = self.secrets(csi.controller_publish_secret_ref.as_ref()).await?;
+        let secrets = secrets::values(kube, csi.controller_publish_secret_ref.as_ref()).await?;
         let volume_id = csi.volume_handle.clone();
         let asked = csi::ControllerUnpublishVolumeRequest { volume_id, node_id, secrets };
         driver.controller_unpublish_volume(asked).await.map_err(Failure::Driver)?;
@@ -227,13 +222,6 @@ impl Attacher {
             None => {}
         }
         Ok(())
-    }
-
-    async fn secrets(&self, of: Option<&SecretRef>) -> Result<BTreeMap<String, String>, Fault> {
-        match of {
-            None => Ok(BTreeMap::new()),
-            Some(of) => Ok(secrets::read(&self.0.parts.kube, of).await?.into_map()),
-        }
     }
 
     /// A volume that is deleted, once nothing attaches it.

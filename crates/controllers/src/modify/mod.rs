@@ -12,7 +12,7 @@ mod status;
 mod work;
 
 use crate::{
-    api::{AttributesClass, Claim, Key, Object, Volume},
+    api::{AttributesClass, Claim, Key, Object},
     cache::{Cache, Change, Watched},
     claims::{self, Slow},
     client::{Kube, Priority},
@@ -132,26 +132,8 @@ impl Modifier {
 
     /// Notes what to look at when something changes.
     fn listen(&self) {
-        let cache = &self.0.parts.cache;
-        // Weak: the cache outlives a modifier that has lost its lease.
-        let on = |this: &Arc<Inner>| Arc::downgrade(this);
-        let this = on(&self.0);
-        cache.claims.subscribe(move |change: &Change<Claim>| {
-            if let Some(this) = this.upgrade() {
-                this.claim_changed(change);
-            }
-        });
-        let this = on(&self.0);
-        cache.volumes.subscribe(move |change: &Change<Volume>| {
-            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
-            if let (None, Some(claim)) = (&change.old, &new.spec.claim_ref) {
-                let key = Key::new(&claim.namespace, &claim.name);
-                if let Some(claim) = this.parts.cache.claims.get(&key) {
-                    this.look_at(&claim, Priority::Fresh);
-                }
-            }
-        });
-        let this = on(&self.0);
+        claims::listen(&self.0, |this| &this.parts.cache, Inner::claim_changed, Inner::look_at);
+        let (cache, this) = (&self.0.parts.cache, Arc::downgrade(&self.0));
         cache.attributes_classes.subscribe(move |change: &Change<AttributesClass>| {
             // A class that was waited for, or one of that name with other parameters.
             let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
@@ -171,12 +153,9 @@ impl Modifier {
         if claim.spec.volume_name.is_empty() || claim.status.phase != "Bound" {
             return Next::Done;
         }
-        let Some(volume) = claims::volume_of(&parts.cache, &claim) else { return Next::Done };
-        let ours = claims::is_of(parts.driver.name(), &claim, &volume);
-        let here = parts.local.as_ref().is_none_or(|local| local.has(&volume));
-        if !ours || !here {
-            return Next::Done;
-        }
+        let (driver, local) = (parts.driver.name(), parts.local.as_ref());
+        let volume = claims::volume_of_ours(&parts.cache, driver, local, &claim);
+        let Some(volume) = volume else { return Next::Done };
         let uid = &claim.metadata.uid;
         if decide::is_infeasible(&claim) {
             let left = self.0.memory().slow.left(uid, parts.settings.backoff.most);

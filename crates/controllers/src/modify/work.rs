@@ -88,7 +88,7 @@ impl Modifier {
             ),
         };
         let text = match &failure {
-            Failure::Driver(_) => format!("rpc error: code = {reason} desc = {message}"),
+            Failure::Driver(status) => larder_csi::status::text(status),
             _ => message.clone(),
         };
         tracing::warn!(claim = %key, driver = driver.name(), class, "failed to modify: {text}");
@@ -138,10 +138,8 @@ impl Modifier {
             let fault = Fault::unsupported("change the volume: it is not one of a CSI driver");
             return Err(Failure::Fault(fault));
         };
-        let secrets = match secret(volume, csi.controller_expand_secret_ref.as_ref()) {
-            None => BTreeMap::new(),
-            Some(of) => secrets::read(kube, &of).await.map_err(Failure::Fault)?.into_map(),
-        };
+        let of = secret(volume, csi.controller_expand_secret_ref.as_ref());
+        let secrets = secrets::values(kube, of.as_ref()).await.map_err(Failure::Fault)?;
         let mut mutable_parameters = told.clone();
         if settings.extra_metadata {
             mutable_parameters.extend(parameters::metadata(&meta.name, &meta.namespace, name));

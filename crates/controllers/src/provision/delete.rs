@@ -101,10 +101,8 @@ impl Provisioner {
         }
         let volume_id = csi.volume_handle.clone();
         let asked = csi::DeleteVolumeRequest { volume_id, secrets: values };
-        driver.delete_volume(asked).await.map_err(|status| {
-            let code = larder_csi::status::name(status.code());
-            format!("rpc error: code = {code} desc = {}", status.message())
-        })?;
+        let answer = driver.delete_volume(asked).await;
+        answer.map_err(|status| larder_csi::status::text(&status))?;
         let (key, uid) = (volume.key(), &volume.metadata.uid);
         let failed = |error: ApiError| Fault::from(error).to_string();
         kube.delete::<Volume>(&key, uid, Priority::Fresh).await.map_err(failed)?;

@@ -193,11 +193,8 @@ impl Provisioner {
             wanted.request.accessibility_requirements = self.place(claim, class, selected)?;
         }
         request::complete(&mut wanted, claim, class, settings)?;
-        if let Some(secret) = wanted.secret(Use::Provisioner) {
-            let read = secrets::read(kube, secret).await;
-            let read = read.map_err(|fault| Failure::no_change(&fault))?;
-            wanted.request.secrets = read.into_map();
-        }
+        let values = secrets::values(kube, wanted.secret(Use::Provisioner)).await;
+        wanted.request.secrets = values.map_err(|fault| Failure::no_change(&fault))?;
         wanted.request.mutable_parameters = self.mutable(claim).await?;
         let copied = wanted.request.volume_content_source.is_some();
         let asked = wanted.request.clone();

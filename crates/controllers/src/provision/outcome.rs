@@ -52,12 +52,7 @@ impl Failure {
         Self {
             state: state(status.code(), elsewhere),
             infeasible: status.code() == Code::InvalidArgument,
-            // As gRPC for Go writes it: people search for it.
-            message: format!(
-                "failed to provision volume: rpc error: code = {} desc = {}",
-                larder_csi::status::name(status.code()),
-                status.message()
-            ),
+            message: format!("failed to provision volume: {}", larder_csi::status::text(status)),
         }
     }
 }

@@ -15,7 +15,7 @@ mod status;
 mod work;
 
 use crate::{
-    api::{Attachment, Claim, Key, Object, Volume},
+    api::{Attachment, Claim, Key, Object},
     cache::{Cache, Change, Watched},
     claims::{self, Slow},
     client::{Kube, Priority},
@@ -163,27 +163,8 @@ impl Resizer {
 
     /// Notes what to look at when something changes.
     fn listen(&self) {
-        let cache = &self.0.parts.cache;
-        // Weak: the cache outlives a resizer that has lost its lease.
-        let on = |this: &Arc<Inner>| Arc::downgrade(this);
-        let this = on(&self.0);
-        cache.claims.subscribe(move |change: &Change<Claim>| {
-            if let Some(this) = this.upgrade() {
-                this.claim_changed(change);
-            }
-        });
-        let this = on(&self.0);
-        cache.volumes.subscribe(move |change: &Change<Volume>| {
-            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
-            // It may have been what was missing.
-            if let (None, Some(claim)) = (&change.old, &new.spec.claim_ref) {
-                let key = Key::new(&claim.namespace, &claim.name);
-                if let Some(claim) = this.parts.cache.claims.get(&key) {
-                    this.look_at(&claim, Priority::Fresh);
-                }
-            }
-        });
-        let this = on(&self.0);
+        claims::listen(&self.0, |this| &this.parts.cache, Inner::claim_changed, Inner::look_at);
+        let (cache, this) = (&self.0.parts.cache, Arc::downgrade(&self.0));
         cache.attachments.subscribe(move |change: &Change<Attachment>| {
             let (Some(this), Some(old), None) = (this.upgrade(), &change.old, &change.new) else {
                 return;
@@ -205,13 +186,9 @@ impl Resizer {
         if claim.spec.volume_name.is_empty() {
             return Next::Done;
         }
-        // Its appearance has the claim looked at again.
-        let Some(volume) = claims::volume_of(&parts.cache, &claim) else { return Next::Done };
-        let ours = claims::is_of(parts.driver.name(), &claim, &volume);
-        let here = parts.local.as_ref().is_none_or(|local| local.has(&volume));
-        if !ours || !here {
-            return Next::Done;
-        }
+        let (driver, local) = (parts.driver.name(), parts.local.as_ref());
+        let volume = claims::volume_of_ours(&parts.cache, driver, local, &claim);
+        let Some(volume) = volume else { return Next::Done };
         if let Err(error) = self.tidy(&claim, &volume).await {
             tracing::warn!("failed to {error}");
             return Next::Retry;

@@ -44,12 +44,7 @@ impl Failure {
     fn message(&self) -> String {
         match self {
             Self::Fault(fault) => fault.to_string(),
-            // As gRPC for Go writes it: people search for it.
-            Self::Driver(status) => format!(
-                "rpc error: code = {} desc = {}",
-                larder_csi::status::name(status.code()),
-                status.message()
-            ),
+            Self::Driver(status) => larder_csi::status::text(status),
         }
     }
 }
@@ -184,10 +179,7 @@ impl Resizer {
                 volume_mount_group: String::new(),
             }),
         };
-        let secrets = match &of.controller_expand_secret_ref {
-            None => std::collections::BTreeMap::new(),
-            Some(secret) => secrets::read(kube, secret).await?.into_map(),
-        };
+        let secrets = secrets::values(kube, of.controller_expand_secret_ref.as_ref()).await?;
         let request = csi::ControllerExpandVolumeRequest {
             volume_id: of.volume_handle.clone(),
             capacity_range: Some(csi::CapacityRange {
