@@ -214,7 +214,7 @@ pub(crate) struct CreateVolume {
     #[arg(long)]
     pub(crate) block: bool,
     /// Clone a volume or restore a snapshot.
-    #[arg(long, value_name = "VOLUME|VOLUME@SNAP")]
+    #[arg(long, value_name = "VOLUME|VOLUME@SNAP|@SNAPSHOT-ID")]
     pub(crate) from: Option<String>,
     /// StorageClass parameters.
     #[arg(long = "param", value_name = "KEY=VALUE", value_parser = key_value)]

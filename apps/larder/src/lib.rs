@@ -27,6 +27,7 @@ pub mod fuzzing;
 mod http;
 mod logging;
 mod manifests;
+mod memory;
 mod output;
 mod serve;
 mod session;

@@ -13,7 +13,7 @@ use crate::{
     config::{self, DriverSettings, ServeFlags, Settings},
     controllers,
     exit::WrongConfig,
-    http, logging, output,
+    http, logging, memory, output,
     wiring::Common,
 };
 use anyhow::Result;
@@ -61,6 +61,7 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
+    tasks.spawn(memory::keep_small(stop.clone()));
     if let Some(address) = settings.http {
         let (seen, known) = (drivers.clone(), known.clone());
         let leases = controllers.as_ref().map(|(controllers, _)| controllers.health());

@@ -172,3 +172,68 @@ fn a_volume_that_another_release_mounted_is_found_and_unmounted(
     site.ok(&["volume", "unmount", "v"]);
     assert!(!site.path("mounted/precious").exists() && !path.exists());
 }
+
+#[test]
+fn a_group_that_another_release_cut_is_shown_restored_and_deleted_whole() {
+    let site = Site::new("loop", "xfs");
+    lay_out(&site, &sample("loop", 1));
+    lay_out(&site, &sample("loop-group", 1));
+    let member = "default/g-75830db626746a4a";
+    assert!(site.ok(&["snapshot", "group", "ls", "g"]).contains(member));
+    site.ok(&["volume", "create", "r", "--from", &format!("@{member}")]);
+    assert_eq!(precious(&site, "r"), b"data");
+    site.ok(&["snapshot", "group", "rm", "g"]);
+    for folder in ["snapshots/g-75830db626746a4a", "groups/g"] {
+        assert!(!site.pool.path().join(folder).exists(), "{folder}");
+    }
+    assert!(site.pool.path().join("snapshots/v.a").exists(), "it is in no group");
+}
+
+/// What `written` holds has the shape of the sample, as far as that goes. Returns the sample with
+/// what only this machine can know, where it says `$`.
+fn filled(sample: &Value, written: &Value, at: &str) -> Value {
+    match (sample, written) {
+        (Value::String(any), _) if any == "$" => written.clone(),
+        (Value::Object(sample), Value::Object(written)) => {
+            let of = |(key, value): (&String, &Value)| {
+                let at = format!("{at}.{key}");
+                let written = written.get(key).unwrap_or_else(|| panic!("{at} is not written"));
+                (key.clone(), filled(value, written, &at))
+            };
+            sample.iter().map(of).collect::<serde_json::Map<_, _>>().into()
+        }
+        (Value::Array(sample), Value::Array(written)) => {
+            assert_eq!(sample.len(), written.len(), "{at}");
+            let both = sample.iter().zip(written);
+            both.map(|(sample, written)| filled(sample, written, at)).collect()
+        }
+        _ => {
+            assert_eq!(sample, written, "{at}");
+            sample.clone()
+        }
+    }
+}
+
+#[rstest]
+fn a_volume_that_another_release_staged_and_published_is_taken_back(
+    #[values("dir", "loop")] backend: &'static str,
+) {
+    let site = Site::new(backend, "xfs");
+    lay_out(&site, &sample(backend, 1));
+    let at = site.path("mounted").display().to_string();
+    site.ok(&["volume", "mount", "v", &at]);
+    let records = site.path("state").join(&site.driver);
+    let mut found = fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().path());
+    let path = found.find(|path| path.extension().is_some_and(|e| e == "json")).unwrap();
+    let written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let record = filled(&sample(&format!("node-{backend}"), 1), &written, "the record");
+    fs::write(&path, record.to_string()).unwrap();
+    // It is understood: what stands is what is asked for again.
+    site.ok(&["volume", "mount", "v", &at]);
+    assert_eq!(fs::read(site.path("mounted/precious")).unwrap(), b"data");
+    fs::write(&path, record.to_string()).unwrap();
+    site.ok(&["volume", "unmount", "v"]);
+    assert!(!site.path("mounted/precious").exists() && !path.exists());
+    site.ok(&["snapshot", "rm", "v@a"]);
+    site.ok(&["volume", "rm", "v"]);
+}

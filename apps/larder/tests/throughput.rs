@@ -1,5 +1,5 @@
-//! Limits as the kernel holds them, measured: in a machine with version 2 cgroups, where workloads of
-//! several pods use one volume at once.
+//! Limits as the kernel holds them, measured: in a machine with version 2 cgroups, and with version 1 in
+//! their place, where workloads of several pods use one volume at once.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 #![allow(clippy::disallowed_methods, reason = "it measures for a while")]
@@ -24,6 +24,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// The cgroups of two pods, as kubelet makes them. A machine has them once, and its disk too: one test at
 /// a time measures.
 struct Pods {
+    root: PathBuf,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -32,10 +33,13 @@ static ALONE: Mutex<()> = Mutex::new(());
 impl Pods {
     fn new() -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        for pod in ["", "/pod-a", "/pod-b"] {
-            fs::create_dir_all(format!("{PODS}{pod}")).unwrap();
+        Self::in_cgroup(Path::new(PODS), alone)
+    }
+    fn in_cgroup(root: &Path, alone: MutexGuard<'static, ()>) -> Self {
+        for pod in ["pod-a", "pod-b"] {
+            fs::create_dir_all(root.join(pod)).unwrap();
         }
-        Self { _alone: alone }
+        Self { root: root.to_owned(), _alone: alone }
     }
     fn limits() -> String {
         fs::read_to_string(format!("{PODS}/io.max")).unwrap_or_default()
@@ -44,9 +48,33 @@ impl Pods {
 
 impl Drop for Pods {
     fn drop(&mut self) {
-        for pod in ["/pod-a", "/pod-b", ""] {
-            let _ = fs::remove_dir(format!("{PODS}{pod}"));
+        for pod in ["pod-a", "pod-b", ""] {
+            let _ = fs::remove_dir(self.root.join(pod));
         }
+    }
+}
+
+/// The blkio controller of version 1, which the machine gives where version 2 does not use io.
+struct VersionOne(PathBuf);
+
+impl VersionOne {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        fs::write("/sys/fs/cgroup/cgroup.subtree_control", "-io").unwrap();
+        let script = format!("mount -t cgroup -o blkio blkio '{}'", at.display());
+        let until = Instant::now() + Duration::from_secs(60);
+        // Cgroups of version 2 that were just removed hold the controller for some time.
+        while !shell(&script).output().unwrap().status.success() {
+            assert!(Instant::now() < until, "blkio cannot be mounted");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Self(at)
+    }
+}
+
+impl Drop for VersionOne {
+    fn drop(&mut self) {
+        let _ = shell(&format!("umount '{}'", self.0.display())).output();
     }
 }
 
@@ -55,11 +83,12 @@ struct Workloads(Vec<Child>);
 
 impl Workloads {
     /// `dd`, two in each pod.
-    fn start(arguments: impl Fn(u32) -> String) -> Self {
+    fn start(pods: &Pods, arguments: impl Fn(u32) -> String) -> Self {
+        let pods = pods.root.display();
         let one = |n: u32| {
             let pod = if n.is_multiple_of(2) { "pod-a" } else { "pod-b" };
             let script = format!(
-                "echo $BASHPID > {PODS}/{pod}/cgroup.procs; \
+                "echo $BASHPID > {pods}/{pod}/cgroup.procs; \
                  trap 'kill $!; wait $!; exit' TERM; while :; do dd status=none {} & wait $!; done",
                 arguments(n)
             );
@@ -157,7 +186,7 @@ fn reading(path: &Path, block: &'static str) -> impl Fn(u32) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_kill() {
-    let _pods = Pods::new();
+    let pods = Pods::new();
     let site = Site::new("loop", "xfs");
     let mut server = site.server();
     assert!(server.ready().await);
@@ -173,7 +202,7 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
     let fill = format!("dd if=/dev/zero of={at} bs=1M count=64 oflag=direct status=none");
     assert!(shell(&fill).status().unwrap().success());
 
-    let writers = Workloads::start(writing(&volume.path));
+    let writers = Workloads::start(&pods, writing(&volume.path));
     volume.holds(WRITTEN, MIB, "writes of two pods");
     volume.modify(&["maxWriteBps=2Mi"]);
     volume.holds(WRITTEN, 2.0 * MIB, "changed while in use");
@@ -198,11 +227,11 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
     drop(writers);
 
     volume.modify(&["maxWriteIops=0", "maxReadBps=1M"]);
-    let readers = Workloads::start(reading(&volume.path, "64k"));
+    let readers = Workloads::start(&pods, reading(&volume.path, "64k"));
     volume.holds(READ, 1_000_000.0, "reads of two pods");
     drop(readers);
     volume.modify(&["maxReadBps=0", "maxReadIops=50"]);
-    let readers = Workloads::start(reading(&volume.path, "4k"));
+    let readers = Workloads::start(&pods, reading(&volume.path, "4k"));
     volume.holds(READS, 50.0, "read operations");
     drop(readers);
 
@@ -215,7 +244,7 @@ async fn a_limit_holds_for_all_pods_together_while_it_is_changed_and_across_a_ki
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
-    let _pods = Pods::new();
+    let pods = Pods::new();
     let site = Site::new("loop", "xfs");
     site.ok(&["volume", "create", "f", "--size", "128Mi", "--fs", "ext4"]);
     let path = site.path("mounted");
@@ -223,7 +252,7 @@ async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
     let volume = Volume { site: &site, name: "f", path };
     volume.modify(&["maxWriteBps=1Mi"]);
     let file = volume.path.display().to_string();
-    let writers = Workloads::start(move |n| {
+    let writers = Workloads::start(&pods, move |n| {
         format!("if=/dev/zero of={file}/{n} bs=64k count=250 conv=fsync")
     });
     // Until the kernel writes what it has cached.
@@ -236,4 +265,40 @@ async fn cached_writes_to_a_file_system_are_held_to_the_limit_too() {
     site.ok(&["volume", "unmount", "f"]);
     assert_eq!(Pods::limits(), "", "a limit outlived its volume");
     site.ok(&["volume", "rm", "f"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_version_1_each_pod_is_held_to_the_limit_by_itself_as_is_said() {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let site = Site::new("loop", "xfs");
+    let blkio = VersionOne::mount(site.path("blkio"));
+    let root = blkio.0.join("pods");
+    let pods = Pods::in_cgroup(&root, alone);
+    let config = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), format!("cgroup: {}\n{config}", root.display())).unwrap();
+
+    site.ok(&["volume", "create", "v", "--size", "64Mi", "--block", "--param", "maxWriteBps=1Mi"]);
+    let path = site.path("device");
+    let at = path.display().to_string();
+    site.ok(&["volume", "mount", "v", &at, "--block"]);
+    let volume = Volume { site: &site, name: "v", path };
+    let limits = volume.limits();
+    assert_eq!(limits["state"], "held", "{limits}");
+    assert!(limits["caveats"][0].as_str().unwrap().contains("version 1"), "{limits}");
+    let fill = format!("dd if=/dev/zero of={at} bs=1M count=64 oflag=direct status=none");
+    assert!(shell(&fill).status().unwrap().success());
+
+    let writers = Workloads::start(&pods, writing(&volume.path));
+    volume.holds(WRITTEN, 2.0 * MIB, "version 1, two pods with 1 MiB/s each");
+    volume.modify(&["maxWriteBps=0", "maxWriteIops=20"]);
+    volume.holds(WRITES, 40.0, "version 1, two pods with 20 operations each");
+    drop(writers);
+    site.ok(&["volume", "unmount", "v"]);
+    for group in [root.clone(), root.join("pod-a"), root.join("pod-b")] {
+        for kind in ["write_bps", "write_iops"] {
+            let file = group.join(format!("blkio.throttle.{kind}_device"));
+            assert_eq!(fs::read_to_string(&file).unwrap(), "", "a limit outlived its volume");
+        }
+    }
+    site.ok(&["volume", "rm", "v"]);
 }

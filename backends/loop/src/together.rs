@@ -35,7 +35,7 @@ impl Copier {
     /// Copies several images at one moment, durably; tells what each copy is worth.
     ///
     /// # Errors
-    /// `Precondition` (writes cannot be held back together), `Exhausted`, `Aborted` (they came into
+    /// `Precondition` (writes cannot be held back together), `Exhausted`, `Unavailable` (they came into
     /// use again and again), I/O. Nothing is left at any target.
     pub(crate) fn copy_together(
         &self,

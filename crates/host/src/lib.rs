@@ -20,6 +20,7 @@
 //! | [`held`](mod@held) | how much a tree holds |
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`cgroup`] | limits of a device's throughput |
+//! | [`memory`] | memory that was freed and is still held |
 //! | [`paths`] | target paths from outside |
 //! | [`sockets`] | sockets' files, and whether somebody serves them |
 //! | `alive` | whether a file system that may hang answers |
@@ -57,6 +58,7 @@ pub mod image;
 pub mod internal;
 pub mod lock;
 pub mod loops;
+pub mod memory;
 pub mod mounts;
 pub mod paths;
 pub mod quota;

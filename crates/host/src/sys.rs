@@ -45,6 +45,14 @@ pub(crate) fn die_with_parent(command: &mut std::process::Command) {
     }
 }
 
+/// Has the C library give back what it keeps for later. Others than GNU's keep little.
+#[allow(unsafe_code, reason = "malloc_trim has no safe wrapper")]
+pub(crate) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and may be called by any thread at any time.
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 /// An ioctl whose argument is a pointer to `T`, read or written by the kernel. Returns its result.
 ///
 /// # Safety

@@ -269,6 +269,20 @@ impl Caller {
         Ok(grown.node_expansion_required)
     }
 
+    /// Holds a volume to so many bytes read in a second.
+    pub async fn modify(&self, name: &str, max_read_bps: u64) -> Result<()> {
+        let request = csi::ControllerModifyVolumeRequest {
+            volume_id: id(name),
+            mutable_parameters: [("maxReadBps".to_owned(), max_read_bps.to_string())].into(),
+            ..Default::default()
+        };
+        self.controller(&format!("modify {name}"), async |mut controller| {
+            controller.controller_modify_volume(request.clone()).await
+        })
+        .await
+        .map(drop)
+    }
+
     /// Grows it on the node.
     pub async fn expand_on_node(
         &self,

@@ -5,6 +5,7 @@
 //! | `data` | the volume that was created under that name, in the default pool |
 //! | `fast/data` | the volume with that id (in our drivers: pool and native name) |
 //! | `data@monday` | the snapshot of `data` that was created under that name |
+//! | `@fast/data.monday` | the snapshot with that id, such as one of a group |
 //!
 //! A snapshot's CSI name is `<volume's native name>.<snapshot>`: names of snapshots are unique in a
 //! driver, those on the command line only within their volume.
@@ -79,15 +80,16 @@ fn native_part(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }
 
-/// The id of a snapshot that exists, from `VOLUME@NAME` or an id. Looked up and never just composed:
+/// The id of a snapshot that exists, from `VOLUME@NAME`, `@ID` or an id. Looked up and never just composed:
 /// deleting an id that cannot be succeeds, and `db@prod.monday` has the same CSI name as
 /// `db.prod@monday`.
 ///
 /// # Errors
 /// `Invalid`, `NotFound`.
 pub(crate) async fn snapshot_id(session: &Session, text: &str) -> Result<String> {
-    if !text.contains('@') && text.contains('/') {
-        return existing_snapshot(session, text.to_owned(), None, text).await;
+    let id = text.strip_prefix('@').unwrap_or(text);
+    if !id.contains('@') && id.contains('/') {
+        return existing_snapshot(session, id.to_owned(), None, text).await;
     }
     let (volume, snapshot) = split_snapshot(text)?;
     if session.is_foreign() {

@@ -69,7 +69,7 @@ fn records_of_freezes_that_are_old_or_damaged_are_told() {
         site.path("state/freezes/1-1-0.freeze.json"),
         site.path("state/freezes/2-1-0.freeze.json"),
     );
-    std::fs::write(&old, r#"{"version":1,"boot":"before","pid":1,"until":1,"mounts":[]}"#).unwrap();
+    std::fs::write(&old, include_str!("../samples/format-1/freeze.json")).unwrap();
     found_and_mended(&site, &[("freeze-of-another-boot", &old, true)]);
     std::fs::write(&bad, "{").unwrap();
     found_and_mended(&site, &[("freeze-record-unreadable", &bad, false)]);

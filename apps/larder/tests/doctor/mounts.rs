@@ -233,3 +233,44 @@ async fn node_records_of_what_does_not_stand_are_mended_with_and_without_a_drive
     site.ok(&["volume", "ls"]);
     assert_eq!(std::fs::read(&newer).unwrap(), br#"{"format": 2, "other": true}"#);
 }
+
+/// Whatever a process that is killed while it stages leaves, doctor finds it and the volume is free
+/// again.
+#[rstest::rstest]
+#[case::dir("dir")]
+#[case::loops("loop")]
+#[tokio::test]
+async fn a_staging_that_was_cut_at_any_step_is_told_and_taken_back(#[case] backend: &'static str) {
+    let site = Site::new(backend, "xfs");
+    let stage = site.path("stage");
+    std::fs::create_dir(&stage).unwrap();
+    let mut unfinished = 0;
+    for n in 1.. {
+        site.ok(&["volume", "create", "a", "--size", "320Mi"]);
+        let mut server = site.server_that_crashes_at(n);
+        let staged = if server.ready().await {
+            let request = csi::NodeStageVolumeRequest {
+                volume_id: "default/a".to_owned(),
+                staging_target_path: text(&stage).to_owned(),
+                volume_capability: Some(capability(false, "")),
+                ..Default::default()
+            };
+            server.client.node().node_stage_volume(request).await.is_ok()
+        } else {
+            false
+        };
+        server.kill();
+        if staged {
+            let found = told(&doctor(&site, &[]));
+            assert!(found.iter().all(|(kind, ..)| kind == "socket-stale"), "it stands: {found:?}");
+            break;
+        }
+        let found = told(&doctor(&site, &[]));
+        unfinished += usize::from(found.iter().any(|(kind, ..)| kind == "staging-unfinished"));
+        let after = doctor(&site, &["--fix", "--yes"]);
+        assert_eq!(told(&after), [], "step {n}: {found:?}");
+        assert!(!is_mounted(&stage), "step {n}: {found:?}");
+        site.ok(&["volume", "rm", "a"]);
+    }
+    assert!(unfinished > 1, "found {unfinished} times");
+}

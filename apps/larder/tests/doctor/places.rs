@@ -1,11 +1,19 @@
 //! Pools and sockets as a whole.
 
-use crate::{doctor, everything, found_and_mended, support::Site, told};
+use crate::{
+    doctor, everything, expected, found_and_mended,
+    support::{Server, Site},
+    told,
+};
 use larder_host::{
     Host,
     sockets::{self, SocketFile},
 };
-use std::{os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -118,4 +126,90 @@ async fn a_socket_that_a_killed_server_left_is_removed_and_nothing_else_in_its_p
     std::fs::write(&socket, "precious").unwrap();
     found_and_mended(&site, &[("socket-path-taken", &socket, false)]);
     assert_eq!(std::fs::read(&socket).unwrap(), b"precious");
+}
+
+#[test]
+fn a_pool_without_inodes_is_told_although_it_has_room() {
+    let site = Site::sized("dir", "ext4", larder_model::Bytes::mib(64));
+    site.ok(&["volume", "create", "a"]);
+    let pool = site.pool.path().to_owned();
+    let usage = Host::real().filesystems.usage(&pool).unwrap();
+    let many = site.path("disk/mnt/many");
+    std::fs::create_dir(&many).unwrap();
+    for n in 0..usage.inodes_free - usage.inodes / 20 {
+        std::fs::File::create(many.join(n.to_string())).unwrap();
+    }
+    found_and_mended(&site, &[("pool-few-inodes", &pool, false)]);
+    std::fs::remove_dir_all(&many).unwrap();
+    assert_eq!(told(&doctor(&site, &[])), []);
+}
+
+/// A FUSE whose server is alive and answers nothing, as a dead NFS server looks.
+fn mount_dead(target: &Path) -> std::fs::File {
+    use std::os::fd::AsRawFd;
+    let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let options =
+        [&format!("fd={}", server.as_raw_fd()), "rootmode=40000", "user_id=0", "group_id=0"];
+    let request = larder_host::mounts::MountRequest {
+        fs_type: "fuse".to_owned(),
+        source: "dead".to_owned(),
+        target: target.to_owned(),
+        options: options.map(str::to_owned).to_vec(),
+        read_only: false,
+    };
+    Host::real().mounts.mount(&request).unwrap();
+    server
+}
+
+#[test]
+fn a_pool_whose_server_is_dead_is_told_and_the_others_are_looked_at() {
+    let site = Site::new("dir", "xfs");
+    site.ok(&["volume", "create", "a"]);
+    let pool = site.pool.path().to_owned();
+    let other = site.path("disk/mnt/other");
+    let yaml = std::fs::read_to_string(site.config()).unwrap();
+    let (head, _) = yaml.split_once("pools:").unwrap();
+    let yaml = format!(
+        "{head}pools:\n    default: {{ path: {}, shared: true }}\n    other: {{ path: {}, create: true, shared: true }}\n",
+        pool.display(),
+        other.display(),
+    );
+    std::fs::write(site.config(), yaml).unwrap();
+    site.ok(&["volume", "create", "b", "--pool", "other"]);
+    assert_eq!(told(&doctor(&site, &[])), []);
+    let identity = other.join("larder-pool.json");
+    let text = std::fs::read_to_string(&identity).unwrap();
+    std::fs::write(&identity, text.replace("\"dir\"", "\"loop\"")).unwrap();
+    let server = mount_dead(&pool);
+    // Since when it is silent is told, and each command finds out anew.
+    let both = [("pool-silent", pool.as_path(), false), ("pool-of-another-backend", &other, false)];
+    let report = doctor(&site, &["--fix", "--yes"]);
+    assert_eq!(told(&report), expected(&both), "{report:#}");
+    assert_eq!(report["findings"][0]["severity"], "critical");
+    drop(server);
+    Host::real().mounts.unmount(&pool, larder_host::mounts::Unmount::Lazy).unwrap();
+    std::fs::write(&identity, text).unwrap();
+    assert_eq!(told(&doctor(&site, &[])), []);
+    site.ok(&["volume", "rm", "a"]);
+}
+
+#[tokio::test]
+async fn a_driver_that_waits_before_it_serves_is_told_with_what_it_waits_for() {
+    let site = Site::new("dir", "xfs");
+    // Another process has its records; where it listens is not known to this configuration.
+    let mut first = site.server();
+    assert!(first.ready().await);
+    let second: larder_csi::Endpoint =
+        site.path("run/second.sock").to_str().unwrap().parse().unwrap();
+    site.configure(&site.config(), &second);
+    let mut waiting = Server::start(&site.config(), &second, &[]);
+    let end = Instant::now() + Duration::from_secs(60);
+    while told(&doctor(&site, &[])).is_empty() {
+        assert!(Instant::now() < end);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    found_and_mended(&site, &[("driver-not-ready", Path::new(second.path()), false)]);
+    assert!(first.stop().success());
+    assert!(waiting.ready().await);
+    assert_eq!(told(&doctor(&site, &[])), []);
 }

@@ -34,7 +34,9 @@ impl Failures {
 fn goes_on(call: Call) -> bool {
     matches!(
         call,
-        Call::Unpublish
+        Call::Grow
+            | Call::Modify
+            | Call::Unpublish
             | Call::Unstage
             | Call::DeleteVolume
             | Call::DeleteSnapshot
@@ -102,6 +104,7 @@ async fn a_disk_that_fails_at_any_point_fails_the_call_loses_nothing_and_leaves_
         Call::Cut,
         Call::Group,
         Call::Grow,
+        Call::Modify,
         Call::Stage,
         Call::Publish,
         Call::RestoreTrash,
@@ -112,7 +115,7 @@ async fn a_disk_that_fails_at_any_point_fails_the_call_loses_nothing_and_leaves_
         Call::DeleteGroup,
         Call::EmptyTrash,
     ] {
-        if matches!(call, Call::Group | Call::DeleteGroup) && backend == "dir" {
+        if matches!(call, Call::Group | Call::DeleteGroup | Call::Modify) && backend == "dir" {
             continue;
         }
         let failed = sweep(&ground, &failures, call, error).await;

@@ -35,6 +35,7 @@ enum Call {
     Cut,
     Group,
     Grow,
+    Modify,
     Stage,
     Publish,
     // What gives room back, or leads there.
@@ -139,6 +140,7 @@ impl Ground {
             Call::Cut => caller.cut("new", "used").await,
             Call::Group => caller.group("new", &["used"]).await.map(drop),
             Call::Grow => caller.expand("idle", 4 * idle.bytes).await.map(drop),
+            Call::Modify => caller.modify("idle", 1 << 20).await,
             Call::Stage => caller.stage("idle", idle.usage, &idle.staging).await,
             Call::Publish => {
                 let second = self.world.folder.join("pods/second");
@@ -177,7 +179,13 @@ impl Ground {
     /// What everybody sees, and what a pool may not keep of what failed.
     async fn sight(&self) -> Vec<String> {
         let caller = &self.world.caller;
-        let mut all: Vec<String> = caller.volumes().await.unwrap();
+        let mut all = Vec::new();
+        for volume in caller.volumes().await.unwrap() {
+            let record = self.site.pool.path().join("volumes").join(&volume).join("record.json");
+            let record: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+            all.push(format!("{volume} of {} bytes, {}", record["size"], record["limits"]));
+        }
         all.extend(caller.snapshots().await.unwrap().into_iter().map(|s| format!("{s:?}")));
         all.extend(
             caller.trash().await.unwrap().into_iter().map(|(name, _)| format!("trashed {name}")),
