@@ -61,14 +61,21 @@ impl VersionOne {
     fn mount(at: PathBuf) -> Self {
         fs::create_dir_all(&at).unwrap();
         fs::write("/sys/fs/cgroup/cgroup.subtree_control", "-io").unwrap();
-        let script = format!("mount -t cgroup -o blkio blkio '{}'", at.display());
+        // Cgroups of version 2 that were removed hold the controller until nothing is cached for them.
+        let script = format!(
+            "sync; echo 3 > /proc/sys/vm/drop_caches; mount -t cgroup -o blkio blkio '{}'",
+            at.display()
+        );
         let until = Instant::now() + Duration::from_secs(60);
-        // Cgroups of version 2 that were just removed hold the controller for some time.
-        while !shell(&script).output().unwrap().status.success() {
-            assert!(Instant::now() < until, "blkio cannot be mounted");
-            std::thread::sleep(Duration::from_millis(200));
+        loop {
+            let mounted = shell(&script).output().unwrap();
+            if mounted.status.success() {
+                return Self(at);
+            }
+            let said = String::from_utf8_lossy(&mounted.stderr);
+            assert!(Instant::now() < until, "blkio cannot be mounted: {said}");
+            std::thread::sleep(Duration::from_millis(500));
         }
-        Self(at)
     }
 }
 
