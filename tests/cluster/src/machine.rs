@@ -112,8 +112,10 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init.pid().to_string()]);
         command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--"]).arg(program);
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
-        command.env_remove("TMPDIR").env_remove("XDG_CACHE_HOME").stdin(Stdio::null());
+        // Nothing of the host's: with the KUBECONFIG of the tests, a program on a node would be
+        // administrator, whatever its own configuration says.
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+        command.stdin(Stdio::null());
         command
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{
-    COUNTS, PATIENCE, alone, bound, claim, class, clean, cluster, counts_on, event, node_of, pod,
-    wait_for_driver,
+    COUNTS, PATIENCE, alone, bound, claim, class, clean, cluster, counts_on, event, feed, node_of,
+    pod, wait_for_driver,
 };
 
 #[test]
@@ -46,6 +46,27 @@ fn a_claim_that_cannot_be_provided_for_has_an_event_with_a_remedy() {
         let class = format!("{unique}-{name}");
         cluster.kubectl(["delete", "storageclass", &class]).unwrap();
     }
+}
+
+#[test]
+fn a_missing_rule_is_named_in_an_event_and_the_claim_goes_on_when_it_is_granted() {
+    let (cluster, _guard) = alone();
+    let namespace = cluster.namespace("denied").unwrap();
+    let role = cluster.get(["clusterrole", "larder-volumes-node"]).unwrap();
+    let mut less = role.clone();
+    less["rules"][0]["verbs"] = json!(["get", "list", "watch", "patch", "delete"]);
+    let replace = |object: &serde_json::Value| {
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"].take();
+        feed(&cluster, &["replace", "--filename", "-"], &object);
+    };
+    replace(&less);
+    namespace.apply(&claim("data", "dir-now").to_string()).unwrap();
+    let message = event(&namespace, "data", "ProvisioningFailed", "grant the ServiceAccount");
+    assert!(message.contains("persistentvolumes") && message.contains("create"), "{message}");
+    replace(&role);
+    bound(&namespace, "data");
+    clean(&cluster, &namespace);
 }
 
 #[test]
