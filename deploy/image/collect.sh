@@ -9,7 +9,7 @@ set -eu
 
 root=${1%/}
 out=$2
-programs="blkid blockdev btrfs cryptsetup dumpe2fs e2fsck findmnt fstrim losetup lsblk
+programs="blkid blockdev btrfs cryptsetup dmsetup dumpe2fs e2fsck findmnt fstrim losetup lsblk
     mkfs.btrfs mkfs.ext4 mkfs.xfs mount resize2fs tune2fs umount wipefs
     xfs_db xfs_growfs xfs_io xfs_repair"
 # What Larder itself is linked with.

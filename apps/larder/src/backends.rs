@@ -39,6 +39,8 @@ pub(crate) struct BackendKind {
     pub(crate) name: &'static str,
     /// The parameters that its StorageClasses take.
     pub(crate) parameters: &'static [Parameter],
+    /// Its volumes are block devices, which can be encrypted.
+    pub(crate) devices: bool,
     /// How the data in its pools is called.
     pub(crate) names: larder_pool::DataNames,
     /// Looks at its pools in the configuration: an error that is fatal, and warnings.
@@ -52,6 +54,7 @@ pub(crate) const KINDS: &[BackendKind] = &[
     BackendKind {
         name: "dir",
         parameters: larder_backend_dir::PARAMETERS,
+        devices: false,
         names: larder_backend_dir::NAMES,
         advise: larder_backend_dir::advise,
         make: dir,
@@ -59,6 +62,7 @@ pub(crate) const KINDS: &[BackendKind] = &[
     BackendKind {
         name: "loop",
         parameters: larder_backend_loop::PARAMETERS,
+        devices: true,
         names: larder_backend_loop::NAMES,
         advise: |_| Ok(Vec::new()),
         make: r#loop,

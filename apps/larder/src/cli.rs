@@ -146,6 +146,10 @@ pub(crate) enum Volume {
         /// The new size, as in 20Gi.
         #[arg(long, value_parser = parse_size)]
         size: Bytes,
+        /// Passphrase of an encrypted volume: a file, or - for standard input. Asked for where it is
+        /// left out.
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        passphrase_file: Option<PathBuf>,
         #[command(flatten)]
         target: Target,
         #[command(flatten)]
@@ -171,6 +175,24 @@ pub(crate) enum Volume {
         /// Mount options.
         #[arg(long = "option", short = 'O', value_name = "OPTION", value_delimiter = ',')]
         options: Vec<String>,
+        /// Passphrase of an encrypted volume: a file, or - for standard input. Asked for where it is
+        /// left out.
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        passphrase_file: Option<PathBuf>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Replace the passphrase of an encrypted volume, also while it is mounted with `volume mount`.
+    RotateKey {
+        /// Name or id (POOL/NAME).
+        volume: String,
+        /// The passphrase it has: a file, or - for standard input. Asked for where it is left out.
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        old_passphrase_file: Option<PathBuf>,
+        /// The passphrase it shall have: a file, or - for standard input. Asked for where it is left
+        /// out.
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        passphrase_file: Option<PathBuf>,
         #[command(flatten)]
         target: Target,
     },

@@ -45,6 +45,7 @@ pub fn main() -> ExitCode {
     if arguments.next().is_some_and(|a| a == "internal") {
         return larder_host::internal::main(arguments);
     }
+    write_no_cores();
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<exit::Found>() => exit::code(&error),
@@ -53,6 +54,15 @@ pub fn main() -> ExitCode {
             exit::code(&error)
         }
     }
+}
+
+/// A core file would hold secrets of requests, and those of `cryptsetup`, which has the limit from here. An
+/// administrator who needs one raises it again (`prlimit`).
+fn write_no_cores() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Core);
+    // Lowering it is never refused.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum });
 }
 
 /// The whole chain on one line. A fault tells its causes itself.

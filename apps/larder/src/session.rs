@@ -12,13 +12,14 @@
 //! its socket after all.
 
 use crate::{
+    backends::BackendKind,
     cli::Target,
     config::{self, DriverSettings, Settings},
     exit::WrongConfig,
     wiring::{self, Served},
 };
 use larder_csi::{Client, Endpoint};
-use larder_model::{Fault, PoolName, Result, backend::Parameter};
+use larder_model::{Fault, PoolName, Result};
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -202,10 +203,9 @@ impl Session {
         self.settings.as_ref().map(default_pool).transpose()
     }
 
-    /// The driver's parameters, where they are known.
-    pub(crate) fn parameters(&self) -> &'static [Parameter] {
-        let kind = self.settings.as_ref().and_then(|s| crate::backends::find(&s.backend));
-        kind.map_or(&[], |k| k.parameters)
+    /// What is known of the driver's backend.
+    pub(crate) fn backend(&self) -> Option<&'static BackendKind> {
+        self.settings.as_ref().and_then(|s| crate::backends::find(&s.backend))
     }
 
     /// Ends the session; a driver that was served in process lets go of its pools. What runs beyond

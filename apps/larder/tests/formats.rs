@@ -237,3 +237,28 @@ fn a_volume_that_another_release_staged_and_published_is_taken_back(
     site.ok(&["snapshot", "rm", "v@a"]);
     site.ok(&["volume", "rm", "v"]);
 }
+
+/// Opening one takes a kernel with dm-crypt: `encryption/owners.rs` does, with the same sample. Anywhere
+/// its record keeps it from being taken for a volume that is not encrypted.
+#[test]
+fn an_encrypted_volume_of_a_released_record_is_known_as_one() {
+    let site = Site::new("loop", "xfs");
+    let sample = sample("loop-encryption", 1);
+    lay_out(&site, &sample);
+    assert_eq!(show(&site)["encrypted"], true);
+    // Whatever lies in its place is neither mounted nor encrypted anew.
+    let image = site.pool.path().join("volumes/v/image");
+    let before = fs::read(&image).unwrap();
+    let (at, key) = (site.path("mounted"), site.path("key"));
+    fs::write(&key, "a passphrase").unwrap();
+    let (at, key) = (at.display().to_string(), key.display().to_string());
+    let refused = site.larder(&["volume", "mount", "v", &at, "--passphrase-file", &key]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("its header is gone"), "{said}");
+    assert!(fs::read(&image).unwrap() == before, "it was written to");
+    site.ok(&["volume", "expand", "v", "--size", "256Mi"]);
+    let record = fs::read(site.pool.path().join("volumes/v/record.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!(record["fileSystem"], sample["volumes/v/record.json"]["fileSystem"]);
+    site.ok(&["volume", "rm", "v"]);
+}

@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use crate::mounted;
+use crate::mounted::{self, Top};
 
 /// How long, and for how much, writers may be held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +105,7 @@ pub(crate) struct Job<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct Device {
     pub(crate) info: LoopInfo,
+    pub(crate) top: Top,
     users: Vec<DeviceUser>,
 }
 
@@ -243,15 +244,16 @@ impl Copier {
         let mut writers = Vec::new();
         for info in self.host.loops.find(image)? {
             if !info.read_only {
+                let top = Top::of(&info)?;
                 // Mounted where it can be frozen: nothing more is wanted of its users, and looking
                 // through all processes of the machine takes longer than the copy.
-                let users = match mounted::own(&self.host, &info)? {
+                let users = match mounted::own(&self.host, &top)? {
                     Some(target) => {
                         vec![DeviceUser::Mount { pid: std::process::id(), namespace: 0, target }]
                     }
-                    None => self.host.mounts.users_of_device(info.device)?,
+                    None => self.host.mounts.users_of_device(top.device)?,
                 };
-                writers.push(Device { info, users });
+                writers.push(Device { info, top, users });
             }
         }
         let meta = std::fs::symlink_metadata(image)
@@ -315,9 +317,9 @@ impl Copier {
     ) -> Result<T> {
         for device in seen.writers.iter().filter(|d| way.sync.contains(&d.info.number)) {
             cx.step("flush the raw block device")?;
-            File::open(&device.info.path)
+            File::open(&device.top.path)
                 .and_then(|f| f.sync_all())
-                .map_err(|e| Fault::io(format!("flush {}", device.info.path.display()), e))?;
+                .map_err(|e| Fault::io(format!("flush {}", device.top.path.display()), e))?;
         }
         let to_freeze = seen.writers.iter().filter(|d| way.freeze.contains(&d.info.number));
         let frozen = self.freeze(to_freeze, cx)?;
@@ -337,7 +339,7 @@ impl Copier {
     ) -> Result<Option<Frozen>> {
         let mut places: Vec<PathBuf> = Vec::new();
         for device in devices {
-            places.push(mounted::reach(&self.host, &device.info, &device.users)?);
+            places.push(mounted::reach(&self.host, &device.top, &device.users)?);
         }
         if places.is_empty() {
             return Ok(None);
@@ -397,7 +399,11 @@ mod tests {
             sector_size: 512,
             size: Bytes::gib(1),
         };
-        let writers = users.map(|users| vec![Device { info, users }]).unwrap_or_default();
+        let writers = users.map(|users| {
+            let top = Top { path: info.path.clone(), device: info.device };
+            vec![Device { info, top, users }]
+        });
+        let writers = writers.unwrap_or_default();
         Seen { allocated, version: (0, 0, 0, 0, 0), writers }
     }
 

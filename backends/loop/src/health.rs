@@ -127,8 +127,12 @@ pub(crate) fn of_device(host: &Host, path: &Path, attachment: &Attachment) -> Ve
 }
 
 fn of_file_system(host: &Host, info: &LoopInfo) -> Vec<HealthEntry> {
-    let mut found: Vec<_> = errors::of_device(info.device).map(file_system).into_iter().collect();
-    let mounts = match mounted::here(host, info) {
+    let top = match mounted::Top::of(info) {
+        Ok(top) => top,
+        Err(fault) => return vec![inaccessible(&fault)],
+    };
+    let mut found: Vec<_> = errors::of_device(top.device).map(file_system).into_iter().collect();
+    let mounts = match mounted::here(host, &top) {
         Ok(mounts) => mounts,
         Err(fault) => {
             found.push(inaccessible(&fault));

@@ -14,6 +14,7 @@
 //! | `medium` | what the pool asks of an image: plan, create, fill, cut, grow, remove, connect |
 //! | `params` | StorageClass parameters, and what a new volume will be |
 //! | `copying` | consistent copies of images that are in use: freezing, reflinks |
+//! | `blocks` | which blocks of a snapshot are allocated, or changed since another |
 //! | `together` | copies of several images at one moment |
 //! | `devices` | one image, one loop device; a number is proven before every use |
 //! | `mounted` | where a device's file system can be reached |
@@ -25,6 +26,7 @@
 //! volume's image is never detached at start-up: whether a raw block device is staged for a workload
 //! that does not have it open just now is written in the node's records, and the node engine decides.
 
+mod blocks;
 mod btrfs;
 mod copying;
 mod devices;

@@ -1,17 +1,17 @@
 //! A volume as an image file: what the pool asks of it.
 
 use crate::{
-    btrfs,
+    blocks, btrfs,
     copying::{Consistency, Copier, FreezeLimits, Job, Sharing},
     devices::{self, Attached, Image, Wanted},
     health,
     params::{self, Allocation, Asked, DEFAULT_SIZE, MIN_SIZE, PARAMETERS, SIZE_STEP, Shape},
     together::Twin,
 };
-use larder_host::{Host, LoopInfo, copy, extents, freeze::Freezer, image};
+use larder_host::{Host, LoopInfo, copy, freeze::Freezer, image};
 use larder_model::{
     AccessMode, Bytes, Cx, Fault, FsType, Kind, NodeName, PoolName, Result, VolumeId,
-    backend::{Attachment, ConnectRequest, Parameter, Source},
+    backend::{Attachment, ConnectRequest, FoundExtents, Parameter, Source},
     volume::{Attributes, Facts, FormatState, HealthEntry, Scope},
 };
 use larder_pool::{
@@ -25,9 +25,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-
-/// How many bytes of two images are compared before an answer is given: seconds.
-const LOOK: u64 = 256 << 20;
 
 /// The name of the image in a volume's or snapshot's folder.
 pub(crate) const IMAGE: &str = "image";
@@ -342,15 +339,8 @@ impl Medium for LoopMedium {
         base: Option<&SnapshotEntry>,
         target: &SnapshotEntry,
         wanted: Blocks,
-    ) -> Result<extents::Told> {
-        let Blocks { offset, max } = wanted;
-        let size = target.record.size;
-        let image = Image::sound(&target.data, size)?;
-        let Some(base) = base else {
-            return extents::allocated(&image.path, size.get(), offset, max);
-        };
-        let before = Image::sound(&base.data, base.record.size)?;
-        extents::changed(&before.path, &image.path, size.get(), offset, max, LOOK)
+    ) -> Result<FoundExtents> {
+        blocks::of(base, target, wanted)
     }
 
     fn grow(&self, _pool: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {

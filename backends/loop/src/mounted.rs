@@ -6,15 +6,34 @@
 //! unique on the machine, and that mount's device in the table of its namespace. (btrfs shows a
 //! device number of its own in the table; there the mount's source is compared.)
 
-use larder_host::{DeviceUser, Host, LoopInfo, MountEntry, MountPlace, mounts::parse_mountinfo};
+use larder_host::{
+    DeviceId, DeviceUser, Host, LoopInfo, MountEntry, MountPlace, luks, mounts::parse_mountinfo,
+};
 use larder_model::{Fault, Result};
 use std::path::{Path, PathBuf};
+
+/// The device that is written to: the loop device, or the one that encryption has opened above it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Top {
+    pub(crate) path: PathBuf,
+    pub(crate) device: DeviceId,
+}
+
+impl Top {
+    /// That of a loop device.
+    pub(crate) fn of(info: &LoopInfo) -> Result<Self> {
+        Ok(match luks::on(info.device)? {
+            Some(opened) => Self { path: opened.path, device: opened.device },
+            None => Self { path: info.path.clone(), device: info.device },
+        })
+    }
+}
 
 /// A path that shows a file system on the device.
 ///
 /// # Errors
 /// `Precondition` where none of its mounts can be reached.
-pub(crate) fn reach(host: &Host, device: &LoopInfo, users: &[DeviceUser]) -> Result<PathBuf> {
+pub(crate) fn reach(host: &Host, device: &Top, users: &[DeviceUser]) -> Result<PathBuf> {
     if let Some(target) = own(host, device)? {
         return Ok(target);
     }
@@ -40,7 +59,7 @@ pub(crate) fn reach(host: &Host, device: &LoopInfo, users: &[DeviceUser]) -> Res
 }
 
 /// A path in our own namespace that shows a file system on the device; None: there is none.
-pub(crate) fn own(host: &Host, device: &LoopInfo) -> Result<Option<PathBuf>> {
+pub(crate) fn own(host: &Host, device: &Top) -> Result<Option<PathBuf>> {
     let places = host.mounts.places()?;
     let reached = places
         .iter()
@@ -50,7 +69,7 @@ pub(crate) fn own(host: &Host, device: &LoopInfo) -> Result<Option<PathBuf>> {
 }
 
 /// The mounts of the device in our own namespace, as they are now.
-pub(crate) fn here(host: &Host, device: &LoopInfo) -> Result<Vec<MountEntry>> {
+pub(crate) fn here(host: &Host, device: &Top) -> Result<Vec<MountEntry>> {
     let places = host.mounts.places()?;
     let mut mounts = Vec::new();
     for place in places.iter().filter(|place| is_of(host, place, device)) {
@@ -67,7 +86,7 @@ pub(crate) fn here(host: &Host, device: &LoopInfo) -> Result<Vec<MountEntry>> {
     Ok(mounts)
 }
 
-fn is_of(host: &Host, entry: &MountPlace, device: &LoopInfo) -> bool {
+fn is_of(host: &Host, entry: &MountPlace, device: &Top) -> bool {
     if entry.device == device.device {
         return true;
     }

@@ -9,7 +9,7 @@
 use larder_model::{
     AccessType, Bytes, Fault, FsType, LimitsChange, Params, Result, VolumeCapability,
     backend::Parameter,
-    limits,
+    encryption, limits,
     volume::{Attributes, FormatState, VolumeSpec, context},
 };
 use larder_pool::{Origin, PlanRequest};
@@ -250,7 +250,10 @@ pub(crate) fn decide(request: &PlanRequest<'_>, pool_fs: Option<FsType>) -> Resu
     let asked = Asked::parse(&parameters)?;
     let named = named_fs(spec, &asked)?;
     let mount = spec.capabilities.iter().any(|c| !c.is_block());
-    let fs = match request.origin.and_then(|o| Some((o, o.file_system().and_then(made_fs)?))) {
+    let fs = match request
+        .origin
+        .and_then(|o| Some((o, o.file_system().and_then(FormatState::file_system)?)))
+    {
         Some((origin, has)) => match named {
             Some(named) if mount && named != has => {
                 return Err(Fault::invalid(format!(
@@ -274,6 +277,10 @@ pub(crate) fn decide(request: &PlanRequest<'_>, pool_fs: Option<FsType>) -> Resu
         mount,
     };
     let min = if mount { least(fs) } else { MIN_SIZE };
+    let min = match spec.encryption {
+        Some(_) => min.saturating_add(encryption::HEADER),
+        None => min,
+    };
     let size = request.size(DEFAULT_SIZE, min, SIZE_STEP).map_err(|fault| {
         if mount && spec.capacity.limit.is_some_and(|limit| limit < min) {
             fault.hint(format!("{fs} needs at least {min}"))
@@ -323,14 +330,6 @@ pub(crate) fn fs_type(capability: &VolumeCapability) -> Option<&str> {
     match &capability.access {
         AccessType::Mount(mount) if !mount.fs_type.is_empty() => Some(&mount.fs_type),
         _ => None,
-    }
-}
-
-/// The file system that was made on a device.
-fn made_fs(state: FormatState) -> Option<FsType> {
-    match state {
-        FormatState::Formatting { fs } | FormatState::Formatted { fs } => Some(fs),
-        FormatState::Unformatted | FormatState::Foreign | FormatState::Raw => None,
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
     path::{Path, PathBuf},
@@ -28,6 +28,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+use zeroize::Zeroizing;
 
 /// Where programs are looked for.
 const SEARCH: [&str; 6] =
@@ -41,10 +42,12 @@ const STDOUT_CAP: usize = 16 << 20;
 const STDERR_CAP: usize = 16 << 10;
 
 /// Debian packages of the programs that Larder runs.
-const PACKAGES: [(&str, &str); 17] = [
+const PACKAGES: [(&str, &str); 19] = [
     ("blkid", "util-linux"),
     ("btrfs", "btrfs-progs"),
     ("chattr", "e2fsprogs"),
+    ("cryptsetup", "cryptsetup-bin"),
+    ("dmsetup", "dmsetup"),
     ("dumpe2fs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("findmnt", "util-linux"),
@@ -84,7 +87,8 @@ pub fn find(program: &str) -> Result<PathBuf> {
     found.ok_or_else(|| {
         let fault = Fault::precondition(format!("find the program {program}"));
         match package_of(program) {
-            Some(package) => fault.hint(format!("install the Debian package {package}")),
+            Some(package) => fault
+                .hint(format!("install the Debian package {package} (apt-get install {package})")),
             None => fault.hint(format!("install it into one of {}", SEARCH.join(", "))),
         }
     })
@@ -100,7 +104,8 @@ pub struct Command {
     program: OsString,
     args: Vec<Arg>,
     env: Vec<(OsString, OsString)>,
-    stdin: Vec<u8>,
+    stdin: Zeroizing<Vec<u8>>,
+    inherited: Vec<OwnedFd>,
     deadline: Duration,
 }
 
@@ -133,7 +138,8 @@ impl Command {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             env: Vec::new(),
-            stdin: Vec::new(),
+            stdin: Zeroizing::default(),
+            inherited: Vec::new(),
             deadline: DEFAULT_DEADLINE,
         }
     }
@@ -162,11 +168,30 @@ impl Command {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
-    /// What it reads from standard input (never shown in faults); nothing by default.
+    /// What it reads from standard input (never shown in faults, overwritten afterwards); nothing by
+    /// default.
     #[must_use]
     pub fn stdin(mut self, text: impl Into<Vec<u8>>) -> Self {
-        self.stdin = text.into();
+        self.stdin = Zeroizing::new(text.into());
         self
+    }
+    /// An argument that names a file with that content: a pipe, which no other process can read and
+    /// which is on no disk. At most 8 KiB.
+    ///
+    /// # Errors
+    /// See [`Fault::io`].
+    pub fn secret_file_arg(mut self, content: &[u8]) -> Result<Self> {
+        let what = "hand a secret to a program";
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|e| io_fault(what, e))?;
+        // All of it has room in the pipe, or this fails: nobody reads before the program runs.
+        rustix::fs::fcntl_setfl(&write, rustix::fs::OFlags::NONBLOCK)
+            .and_then(|()| rustix::io::write(&write, content))
+            .map_err(|e| io_fault(what, e))
+            .and_then(|n| if n == content.len() { Ok(()) } else { Err(Fault::internal(what)) })?;
+        let path = format!("/proc/self/fd/{}", read.as_raw_fd());
+        self.inherited.push(read);
+        Ok(self.arg(path))
     }
     /// How long it may take; 60 seconds by default.
     #[must_use]
@@ -227,6 +252,7 @@ impl Command {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         sys::die_with_parent(&mut command);
+        sys::inherit(&mut command, &self.inherited);
         let child = command
             .spawn()
             .map_err(|e| Fault::io(format!("start {line}"), e).with_kind(Kind::Precondition))?;
@@ -267,7 +293,7 @@ fn exit_fault(line: &str, output: &Output) -> Fault {
 struct Running {
     child: Option<Child>,
     pidfd: OwnedFd,
-    stdin: Vec<u8>,
+    stdin: Zeroizing<Vec<u8>>,
     written: usize,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
@@ -275,7 +301,7 @@ struct Running {
 }
 
 impl Running {
-    fn new(mut child: Child, stdin: Vec<u8>, line: &str) -> Result<Self> {
+    fn new(mut child: Child, stdin: Zeroizing<Vec<u8>>, line: &str) -> Result<Self> {
         let prepared = (|| -> rustix::io::Result<OwnedFd> {
             let nonblocking = |fd: BorrowedFd<'_>| {
                 let flags = rustix::fs::fcntl_getfl(fd)?;

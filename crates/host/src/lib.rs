@@ -7,6 +7,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`luks`] | encrypted devices: make, open, resize, close, keys |
 //! | [`mounts`] | the mount table, bind, mount (`fsopen`), remount, unmount, users of a device |
 //! | [`loops`] | loop devices over image files |
 //! | [`filesystems`] | probe, mkfs, fsck, growth, usage |
@@ -23,6 +24,7 @@
 //! | [`memory`] | memory that was freed and is still held |
 //! | [`paths`] | target paths from outside |
 //! | [`sockets`] | sockets' files, and whether somebody serves them |
+//! | [`terminal`] | asking a person for a secret |
 //! | `alive` | whether a file system that may hang answers |
 //! | [`beneath`] | directories reached without following a symlink |
 //! | [`clock`] | what time it is, whatever somebody does to the clock |
@@ -58,12 +60,14 @@ pub mod image;
 pub mod internal;
 pub mod lock;
 pub mod loops;
+pub mod luks;
 pub mod memory;
 pub mod mounts;
 pub mod paths;
 pub mod quota;
 pub mod sockets;
 mod sys;
+pub mod terminal;
 
 pub use cgroup::{Place, Throttle};
 pub use filesystems::{FileSystems, Found, Usage};
@@ -110,6 +114,17 @@ impl Host {
     #[must_use]
     pub fn with_cgroup(self, path: Option<PathBuf>) -> Self {
         Self { throttle: Arc::new(cgroup::RealThrottle::new(path)), ..self }
+    }
+
+    /// Whether somebody has the device's number now. Loop devices exist without an image, others do not.
+    ///
+    /// # Errors
+    /// As [`Loops::list`].
+    pub fn is_attached(&self, device: DeviceId) -> Result<bool> {
+        Ok(match device.major {
+            loops::MAJOR => self.loops.list()?.iter().any(|info| info.device == device),
+            _ => PathBuf::from(format!("/sys/dev/block/{device}")).exists(),
+        })
     }
 }
 

@@ -53,6 +53,47 @@ pub(crate) fn trim_memory() {
     let _ = unsafe { libc::malloc_trim(0) };
 }
 
+/// Hands open descriptors to the child, under the numbers that they have here.
+#[allow(unsafe_code, reason = "pre_exec")]
+pub(crate) fn inherit(command: &mut std::process::Command, fds: &[rustix::fd::OwnedFd]) {
+    use rustix::fd::{AsRawFd, BorrowedFd};
+    use std::os::unix::process::CommandExt;
+    if fds.is_empty() {
+        return;
+    }
+    let numbers: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: as in `die_with_parent`, only plain system calls; the descriptors are open in the child,
+    // which is a copy of this process, as the caller holds them until it has started.
+    unsafe {
+        command.pre_exec(move || {
+            for number in &numbers {
+                let fd = BorrowedFd::borrow_raw(*number);
+                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Whether a terminal shows what is typed.
+#[allow(unsafe_code, reason = "termios")]
+pub(crate) fn set_echo(terminal: &std::fs::File, on: bool) -> rustix::io::Result<()> {
+    use rustix::fd::AsRawFd;
+    let fd = terminal.as_raw_fd();
+    // SAFETY: a `termios` is plain data that the kernel fills; the descriptor is borrowed for both calls.
+    unsafe {
+        let mut modes: libc::termios = std::mem::zeroed();
+        if libc::tcgetattr(fd, &mut modes) < 0 {
+            return Err(last_error());
+        }
+        modes.c_lflag = if on { modes.c_lflag | libc::ECHO } else { modes.c_lflag & !libc::ECHO };
+        if libc::tcsetattr(fd, libc::TCSAFLUSH, &modes) < 0 {
+            return Err(last_error());
+        }
+    }
+    Ok(())
+}
+
 /// An ioctl whose argument is a pointer to `T`, read or written by the kernel. Returns its result.
 ///
 /// # Safety

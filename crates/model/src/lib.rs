@@ -12,11 +12,12 @@
 //! | [`capability`] | access modes and types, file systems |
 //! | [`topology`] | segments and requirements |
 //! | [`volume`] | what is asked for and what exists: volumes, snapshots, health, listing |
+//! | [`encryption`] | encryption at rest: parameters, keys of secrets |
 //! | [`limits`] | how fast a volume may be read and written |
 //! | [`mkfs`] | arguments for mkfs from outside |
 //! | [`period`] | lengths of time |
 //! | [`params`] | StorageClass parameters, unknown ones refused by name |
-//! | [`secrets`] | secrets that cannot be printed |
+//! | [`secrets`] | secrets that cannot be printed, and are overwritten |
 //! | [`cx`] | the context of one running operation: step, progress, crash points, undo |
 //! | [`trash`] | what was deleted and is kept for a while |
 //! | [`backend`] | the traits |
@@ -25,6 +26,7 @@ pub mod backend;
 pub mod bytes;
 pub mod capability;
 pub mod cx;
+pub mod encryption;
 pub mod fault;
 pub mod id;
 pub mod limits;
@@ -40,9 +42,10 @@ pub use backend::{Backend, Connect, Provision};
 pub use bytes::{Bytes, CapacityRange};
 pub use capability::{AccessMode, AccessType, FsType, MountAccess, Uses, VolumeCapability};
 pub use cx::Cx;
+pub use encryption::Encryption;
 pub use fault::{Fault, Kind, Result, Shortage};
 pub use id::{DriverName, Handle, Native, NodeName, PoolName, RequestedName, SnapshotId, VolumeId};
 pub use limits::{Limits, LimitsChange};
 pub use params::Params;
 pub use period::Period;
-pub use secrets::Secrets;
+pub use secrets::{Passphrase, Secrets};

@@ -3,6 +3,8 @@
 use crate::{
     bytes::{Bytes, CapacityRange},
     capability::{AccessMode, FsType, Uses, VolumeCapability},
+    encryption::Encryption,
+    fault::{Fault, Result},
     id::{NodeName, RequestedName, SnapshotId, VolumeId},
     limits::Limits,
     secrets::Secrets,
@@ -10,6 +12,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// Text attributes (parameters, volume context).
 pub type Attributes = BTreeMap<String, String>;
@@ -58,6 +61,9 @@ pub struct VolumeSpec {
     pub parameters: Attributes,
     /// Parameters that may be changed later; they win over `parameters`.
     pub mutable_parameters: Attributes,
+    /// How the node shall encrypt it. The backend keeps [`Encryption::context`] in the volume's context,
+    /// makes room for the header, and refuses copies that [`FormatState::check_copy`] refuses.
+    pub encryption: Option<Encryption>,
     /// Where its first data comes from.
     pub source: Option<ContentSource>,
     /// Where it must be usable.
@@ -254,7 +260,11 @@ pub struct StorageHealth {
 ///        ▲ only when blank ┘      │ crash: mkfs again, the record proves that it was ours
 ///
 ///   Unformatted, Formatting, Foreign ──handed out as a raw block device──▶ Raw
+///
+///   Unformatted ──record──▶ Encrypting ──luksFormat, record──▶ Encrypted: the same, inside
 /// ```
+/// An earlier release cannot read a record with one of the two last, and so never hands out the
+/// encrypted device as if it were the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase")]
 pub enum FormatState {
@@ -277,6 +287,96 @@ pub enum FormatState {
     /// lie where no probe looks, so it is never formatted, however blank it seems. A file system
     /// that the workload made on it can be mounted.
     Raw,
+    /// Our luksFormat was started: whatever a probe finds now is its remains, and nothing is in it.
+    Encrypting {
+        /// The header's UUID.
+        luks: Uuid,
+    },
+    /// It is encrypted. The header is never made again, whatever a probe finds.
+    Encrypted {
+        /// The header's UUID. Copies have that of their source.
+        luks: Uuid,
+        /// What is known of the device that opening it gives.
+        inside: Inside,
+    },
+}
+
+/// What the record says of the inside of an encrypted device.
+///
+/// It never is blank: what was never written reads as noise. So the record alone tells that nothing is in
+/// it yet: `Formatting` is written before the device is opened for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "camelCase")]
+pub enum Inside {
+    /// As [`FormatState::Formatting`].
+    Formatting {
+        /// What mkfs was asked to make.
+        fs: FsType,
+    },
+    /// As [`FormatState::Formatted`].
+    Formatted {
+        /// What was made, or was found.
+        fs: FsType,
+    },
+    /// As [`FormatState::Foreign`].
+    Foreign,
+    /// As [`FormatState::Raw`].
+    Raw,
+}
+
+impl From<Inside> for FormatState {
+    fn from(inside: Inside) -> Self {
+        match inside {
+            Inside::Formatting { fs } => Self::Formatting { fs },
+            Inside::Formatted { fs } => Self::Formatted { fs },
+            Inside::Foreign => Self::Foreign,
+            Inside::Raw => Self::Raw,
+        }
+    }
+}
+
+impl FormatState {
+    /// What is known of the file system, on the device or inside its encryption.
+    pub fn inside(self) -> Self {
+        match self {
+            Self::Encrypted { inside, .. } => inside.into(),
+            state => state,
+        }
+    }
+
+    /// The file system that it holds, or that is being made.
+    pub fn file_system(self) -> Option<FsType> {
+        match self.inside() {
+            Self::Formatting { fs } | Self::Formatted { fs } => Some(fs),
+            _ => None,
+        }
+    }
+
+    /// Something of ours is being made on it: until that is done, it permits to make it again, and a
+    /// copy would hold a piece of it.
+    pub fn is_begun(self) -> bool {
+        matches!(self.inside(), Self::Formatting { .. } | Self::Encrypting { .. })
+    }
+
+    /// Refuses to copy data in this state to a volume that shall, or shall not, be encrypted: a copy has
+    /// its source's bytes, encrypted or not.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_copy(self, encryption: Option<&Encryption>) -> Result<()> {
+        match (self, encryption) {
+            (Self::Encrypted { .. } | Self::Encrypting { .. }, None) => {
+                Err(Fault::invalid("copy an encrypted volume to one that is not encrypted")
+                    .hint("ask for encryption: luks2, and use the source's secret"))
+            }
+            (Self::Formatting { .. } | Self::Formatted { .. } | Self::Raw, Some(_)) => {
+                Err(Fault::invalid("copy a volume that is not encrypted to an encrypted one").hint(
+                    "make an empty encrypted volume and copy the files; leave encryption out otherwise",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A pool as people see it.

@@ -12,7 +12,6 @@ use crate::{
     pool::Pool,
 };
 use async_trait::async_trait;
-use larder_host::extents::Told;
 use larder_model::{
     Fault, Result, SnapshotId,
     backend::{ChangedBlocks, FoundExtents},
@@ -34,6 +33,7 @@ impl<M: Medium> Core<M> {
         let work = || {
             let find = |id| find(&pool, id);
             let (before, now) = (base.map(find).transpose()?, find(target)?);
+            // The medium may know of less that a workload sees.
             let size = now.record.size;
             if wanted.offset > size.get() {
                 return Err(Fault::out_of_range(format!(
@@ -48,8 +48,7 @@ impl<M: Medium> Core<M> {
                     return Err(gone(&entry.id));
                 }
             }
-            let Told { extents, next } = told?;
-            Ok(FoundExtents { extents, size, next })
+            told
         };
         work().map_err(|fault| {
             pool.explain(fault).during(format!("tell the blocks of snapshot {target}"))

@@ -28,10 +28,9 @@ use crate::{
     pool::Pool,
     record::medium_value,
 };
-use larder_host::extents::Told;
 use larder_model::{
     Bytes, Cx, Fault, Params, PoolName, Result, VolumeId,
-    backend::{Attachment, ConnectRequest, Parameter, Source},
+    backend::{Attachment, ConnectRequest, FoundExtents, Parameter, Source},
     volume::{Attributes, Facts, FormatState, HealthEntry, VolumeSpec, VolumeUsage},
 };
 use serde::de::DeserializeOwned;
@@ -140,7 +139,8 @@ pub trait Medium: Send + Sync + 'static {
         false
     }
 
-    /// [`larder_model::backend::ChangedBlocks::extents`] of snapshots of one volume.
+    /// [`larder_model::backend::ChangedBlocks::extents`] of snapshots of one volume. The offset is
+    /// within the record's size, but may be beyond what is told of.
     ///
     /// # Errors
     /// See there.
@@ -150,7 +150,7 @@ pub trait Medium: Send + Sync + 'static {
         base: Option<&SnapshotEntry>,
         target: &SnapshotEntry,
         wanted: Blocks,
-    ) -> Result<Told> {
+    ) -> Result<FoundExtents> {
         let _ = (pool, base, target, wanted);
         Err(Fault::unsupported(format!("tell the blocks of {} snapshots", self.kind())))
     }

@@ -58,9 +58,9 @@ impl<M: Medium> Core<M> {
         let (_, entry) = self.find(id)?;
         // Nothing recorded is nothing known.
         let state = entry.record.file_system.unwrap_or(FormatState::Foreign);
-        let (FormatState::Unformatted | FormatState::Formatting { .. }) = state else {
+        if state != FormatState::Unformatted && !state.is_begun() {
             return Ok(state);
-        };
+        }
         // They allow to format, so they must be about this very file, and about one that nobody but
         // us writes to.
         let ours = !entry.is_static
@@ -82,7 +82,7 @@ impl<M: Medium> Core<M> {
             })
         };
         // Never later than the record says it.
-        let begins = matches!(state, FormatState::Formatting { .. });
+        let begins = state.is_begun();
         if begins {
             self.formatting.begins(id);
         }

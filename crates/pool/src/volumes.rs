@@ -12,7 +12,8 @@ use crate::{
     trash::Kept,
 };
 use larder_model::{
-    Bytes, CapacityRange, Cx, Fault, Kind, Limits, LimitsChange, Native, Result, VolumeId,
+    Bytes, CapacityRange, Cx, Encryption, Fault, Kind, Limits, LimitsChange, Native, Result,
+    VolumeId,
     volume::{Attributes, ContentSource, FormatState, Volume, VolumeSpec, context},
 };
 use serde_json::Map;
@@ -53,8 +54,12 @@ impl<M: Medium> Core<M> {
         } else {
             Limits::NONE
         };
+        if let Some(state) = origin.as_ref().and_then(Origin::file_system) {
+            state.check_copy(spec.encryption.as_ref())?;
+        }
         let request = PlanRequest { spec, origin: origin.as_ref() };
-        let plan = self.medium.plan(pool, &request)?;
+        let mut plan = self.medium.plan(pool, &request)?;
+        plan.context.extend(spec.encryption.iter().flat_map(Encryption::context));
         self.refuse_too_large(pool, plan.size)?;
         let _promise = pool.promise(plan.size, plan.allocates)?;
         let record = build(&*self.medium, pool, native, cx, |folder| {
@@ -118,9 +123,7 @@ impl<M: Medium> Core<M> {
 
     /// While our mkfs runs, and after it was cut, a copy would hold a piece of it.
     pub(crate) fn refuse_formatting(&self, pool: &Pool, entry: &Entry) -> Result<()> {
-        let is_begun = |entry: &Entry| {
-            matches!(entry.record.file_system, Some(FormatState::Formatting { .. }))
-        };
+        let is_begun = |entry: &Entry| entry.record.file_system.is_some_and(FormatState::is_begun);
         if !is_begun(entry) {
             return Ok(());
         }
@@ -376,6 +379,9 @@ fn difference(entry: &Entry, spec: &VolumeSpec) -> Option<String> {
         .or_else(|| first_difference(&record.mutable_parameters, &spec.mutable_parameters))
     {
         return Some(format!("its parameter {key} differs"));
+    }
+    if Encryption::of_context(&record.context).ok() != Some(spec.encryption) {
+        return Some("its encryption differs".to_owned());
     }
     let asked = Access::of(&spec.capabilities);
     if let Some(access) = asked.iter().find(|access| !serves(record, access)) {

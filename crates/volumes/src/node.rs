@@ -21,6 +21,7 @@
 //! - **Nothing is ever mounted over a mount**, and nothing that is not this volume's is unmounted.
 //! - **Formatting needs proof** ([`format`]): the record kept with the volume and a probe of the
 //!   device must both allow it.
+//! - **An encrypted device is opened in between** ([`crypt`]): what follows sees the opened one.
 //! - **A device is let go only when nobody uses it**, in any mount namespace; lazy unmounting is for
 //!   network file systems only.
 //! - **A limit never outlives its volume's device** ([`limits`]).
@@ -28,6 +29,7 @@
 //! - **One process at a time** works with the records ([`owner`]).
 //! - **Volumes do not wait for each other**: there is one claim per volume and no common lock.
 
+mod crypt;
 mod executor;
 mod expand;
 mod flags;
@@ -119,7 +121,8 @@ impl NodeEngine {
         let directory = config.state_dir.join(config.driver.as_str());
         let store = record::Store::new(directory, config.boot_id);
         let (inline, owner) = (OnceLock::new(), owner::Owner::default());
-        let executor = Executor { backend, host, store, inline, owner };
+        let driver = config.driver;
+        let executor = Executor { backend, host, driver, store, inline, owner };
         Self(Arc::new(Inner { executor: Arc::new(executor), claims, node: config.node }))
     }
 

@@ -171,6 +171,7 @@ fn every_program_in_the_image_starts() {
         ["blkid", "-V"],
         ["btrfs", "--version"],
         ["cryptsetup", "--version"],
+        ["dmsetup", "help"],
         ["e2fsck", "-V"],
         ["findmnt", "-V"],
         ["fstrim", "-V"],

@@ -23,7 +23,7 @@ use crate::proc;
 const SCRATCH_BYTES: u64 = 16 << 30;
 
 /// Kernel modules that a real host has loaded, or loads by itself, and the guest does not.
-const MODULES: &str = "loop ext4 xfs btrfs quota_v2";
+const MODULES: &str = "loop ext4 xfs btrfs quota_v2 dm_crypt";
 
 /// Arguments of `suite`.
 #[derive(Debug, clap::Args)]
@@ -203,7 +203,6 @@ fn run_inside(
     larder: &Path,
     arguments: &[String],
 ) -> Result<(String, Option<String>)> {
-    let folder = binary.parent().context("a binary has a folder")?;
     let mut machine = Machine::new()
         .memory(target.memory)
         .udev(target.udev)
@@ -214,8 +213,10 @@ fn run_inside(
         .env("LARDER_BIN", larder)
         .streams(Streams::PassedThrough)
         .share(crate::root());
-    if !folder.starts_with(crate::root()) {
-        machine = machine.share(folder);
+    // The test's binary and the program, which may be built outside of the checkout.
+    let built = crate::target_dir()?;
+    if !built.starts_with(crate::root()) {
+        machine = machine.share(&built);
     }
     let script = format!("modprobe -a {MODULES} && exec \"$@\"");
     let shell: [&OsStr; 5] =

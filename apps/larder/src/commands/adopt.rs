@@ -198,9 +198,9 @@ fn created(id: &str, record: &VolumeRecord, is_dir: bool) -> Adopted {
 
 /// What is on it, else what it was made for.
 fn file_system(record: &VolumeRecord) -> String {
-    match record.file_system {
-        Some(FormatState::Formatted { fs } | FormatState::Formatting { fs }) => fs.to_string(),
-        _ => record.context.get(context::FS).cloned().unwrap_or_default(),
+    match record.file_system.and_then(FormatState::file_system) {
+        Some(fs) => fs.to_string(),
+        None => record.context.get(context::FS).cloned().unwrap_or_default(),
     }
 }
 

@@ -126,8 +126,13 @@ async fn info(session: &Session) -> larder_model::Result<Info> {
         what: "The pool of the configuration that the volume is made in.",
         default: "default, or the only one",
     };
-    let known = session.parameters();
-    let parameters = known.iter().chain((!known.is_empty()).then_some(&pool)).map(|p| Parameter {
+    let backend = session.backend();
+    let encryption = larder_model::encryption::PARAMETERS;
+    let engine = backend.map(|kind| (&pool, if kind.devices { encryption } else { &[] }));
+    let known = backend.map_or(&[][..], |kind| kind.parameters).iter();
+    let engine =
+        engine.into_iter().flat_map(|(pool, encryption)| [pool].into_iter().chain(encryption));
+    let parameters = known.chain(engine).map(|p| Parameter {
         name: p.name.to_owned(),
         default: p.default.to_owned(),
         what: p.what.to_owned(),

@@ -97,8 +97,17 @@ fn limits(limits: Option<larder::Limits>) -> Limits {
 }
 
 impl Row for Shown {
-    const HEADINGS: &'static [&'static str] =
-        &["VOLUME", "SIZE", "FROM", "MOUNTED", "HEALTH", "TOPOLOGY", "CONTEXT", "LIMITS"];
+    const HEADINGS: &'static [&'static str] = &[
+        "VOLUME",
+        "SIZE",
+        "FROM",
+        "MOUNTED",
+        "ENCRYPTED",
+        "HEALTH",
+        "TOPOLOGY",
+        "CONTEXT",
+        "LIMITS",
+    ];
     const NARROW: usize = Self::HEADINGS.len();
     fn cells(&self) -> Vec<String> {
         let mut cells = self.volume.cells();

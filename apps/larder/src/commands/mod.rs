@@ -8,6 +8,7 @@ mod group;
 pub(crate) mod limits;
 pub(crate) mod mounts;
 pub(crate) mod names;
+pub(crate) mod passphrase;
 pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod snapshot;

@@ -11,7 +11,7 @@
 //!
 //! Everything there is gone after a reboot, and so are the mounts.
 
-use super::{answer, progress};
+use super::{answer, passphrase, progress};
 use crate::session::Session;
 use larder_host::{Host, durable};
 use larder_model::{Fault, Kind, Result};
@@ -39,6 +39,8 @@ pub(crate) struct Request<'a> {
     pub(crate) block: bool,
     /// Mount options.
     pub(crate) options: Vec<String>,
+    /// Where the passphrase of an encrypted volume is; None: a person is asked.
+    pub(crate) passphrase: Option<&'a Path>,
 }
 
 /// The format that this release writes. What has no number was written before there was one, and is
@@ -277,13 +279,21 @@ pub(crate) async fn mount(
         },
     };
     let is_new = is_new(&mounted, &target, &request)?;
+    // What is mounted somewhere is open.
+    let secrets = if passphrase::is_encrypted(&mounted.context)
+        && (mounted.targets.is_empty() || request.passphrase.is_some())
+    {
+        passphrase::secrets(request.passphrase)?
+    } else {
+        BTreeMap::new()
+    };
     if is_new {
         mounted.targets.push(target.clone());
     }
     folder.make()?;
     folder.write(&mounted)?;
 
-    let result = connect(session, &folder, &mut mounted, &target).await;
+    let result = connect(session, &folder, &mut mounted, &target, secrets).await;
     match &result {
         // Not what stood there before this call, and not what still may come to stand.
         Err(fault) if is_new && fault.kind() != Kind::Deadline => {
@@ -332,6 +342,7 @@ async fn connect(
     folder: &Folder,
     mounted: &mut Mounted,
     target: &Target,
+    secrets: BTreeMap<String, String>,
 ) -> Result<()> {
     let offers = offers(session).await?;
     let capability = staging(mounted, &offers);
@@ -356,17 +367,7 @@ async fn connect(
     }
     let staging = folder.stage().display().to_string();
     if offers.stage {
-        let request = csi::NodeStageVolumeRequest {
-            volume_id: mounted.volume.clone(),
-            publish_context: mounted.publish_context.clone(),
-            staging_target_path: staging.clone(),
-            volume_capability: Some(capability),
-            volume_context: mounted.context.clone(),
-            ..Default::default()
-        };
-        let mut node = client.node();
-        let call = node.node_stage_volume(request);
-        answer(progress::show(session, &format!("preparing {}", mounted.volume), call).await)?;
+        stage(session, folder, mounted, capability, secrets).await?;
     }
     let request = csi::NodePublishVolumeRequest {
         volume_id: mounted.volume.clone(),
@@ -379,6 +380,73 @@ async fn connect(
         ..Default::default()
     };
     answer(client.node().node_publish_volume(request).await).map(|_| ())
+}
+
+async fn stage(
+    session: &Session,
+    folder: &Folder,
+    mounted: &Mounted,
+    capability: csi::VolumeCapability,
+    secrets: BTreeMap<String, String>,
+) -> Result<()> {
+    let request = csi::NodeStageVolumeRequest {
+        volume_id: mounted.volume.clone(),
+        publish_context: mounted.publish_context.clone(),
+        staging_target_path: folder.stage().display().to_string(),
+        volume_capability: Some(capability),
+        volume_context: mounted.context.clone(),
+        secrets,
+    };
+    let mut node = session.client().node();
+    let call = node.node_stage_volume(request);
+    answer(progress::show(session, &format!("preparing {}", mounted.volume), call).await)?;
+    Ok(())
+}
+
+/// Whether the volume was made for nothing but raw block access.
+async fn is_raw(session: &Session, volume: &csi::Volume) -> Result<bool> {
+    let request = csi::ValidateVolumeCapabilitiesRequest {
+        volume_id: volume.volume_id.clone(),
+        volume_context: volume.volume_context.clone(),
+        volume_capabilities: vec![csi::VolumeCapability::mounted("", &[], Mode::SingleNodeWriter)],
+        ..Default::default()
+    };
+    let mut controller = session.client().controller();
+    Ok(answer(controller.validate_volume_capabilities(request).await)?.confirmed.is_none())
+}
+
+/// Replaces a passphrase: staging does, also of what is staged already.
+///
+/// # Errors
+/// Whatever the driver answers.
+pub(crate) async fn rotate(
+    session: &Session,
+    volume: csi::Volume,
+    secrets: BTreeMap<String, String>,
+) -> Result<()> {
+    let folder = Folder::of(session, &volume.volume_id);
+    let offers = offers(session).await?;
+    if let Some(mounted) = folder.read()?.filter(|mounted| !mounted.targets.is_empty()) {
+        return stage(session, &folder, &mounted, staging(&mounted, &offers), secrets).await;
+    }
+    // Recorded like a mount whose paths are gone: whatever this leaves, the next mount ends.
+    let mounted = Mounted {
+        format: FORMAT,
+        volume: volume.volume_id.clone(),
+        block: is_raw(session, &volume).await?,
+        reader: false,
+        options: Vec::new(),
+        context: volume.volume_context,
+        publish_context: BTreeMap::new(),
+        attached_to: None,
+        targets: Vec::new(),
+        rest: Map::new(),
+    };
+    folder.make()?;
+    folder.write(&mounted)?;
+    let staged = stage(session, &folder, &mounted, staging(&mounted, &offers), secrets).await;
+    let released = release(session, &folder, mounted, &[], Refusal::Counts).await;
+    staged.and(released)
 }
 
 /// Unmounts a volume from `path`, or from everywhere; `volume` may be a path by itself, but only one
@@ -495,17 +563,22 @@ pub(crate) async fn expand(
     session: &Session,
     volume: &str,
     range: csi::CapacityRange,
+    passphrase: Option<&Path>,
 ) -> Result<()> {
     let folder = Folder::of(session, volume);
     let Some(mounted) = folder.read()? else { return Ok(()) };
     let Some(target) = mounted.targets.first() else { return Ok(()) };
+    let secrets = match passphrase::is_encrypted(&mounted.context) {
+        true => passphrase::secrets(passphrase)?,
+        false => BTreeMap::new(),
+    };
     let request = csi::NodeExpandVolumeRequest {
         volume_id: mounted.volume.clone(),
         volume_path: target.path.display().to_string(),
         staging_target_path: folder.stage().display().to_string(),
         capacity_range: Some(range),
         volume_capability: Some(staging(&mounted, &offers(session).await?)),
-        ..Default::default()
+        secrets,
     };
     let mut node = session.client().node();
     let call = node.node_expand_volume(request);

@@ -1,6 +1,6 @@
 //! `larder volume …`
 
-use super::{answer, limits, mounts, names, progress};
+use super::{answer, limits, mounts, names, passphrase, progress};
 use crate::{
     cli::{self, CreateVolume},
     output::{self, Row},
@@ -10,7 +10,7 @@ use anyhow::Result;
 use larder_model::{Bytes, Fault, params::RESERVED};
 use larder_proto::csi::{self, volume_capability::access_mode::Mode};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 /// A volume as it is printed. The JSON form is part of the interface.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,7 @@ pub(crate) struct VolumeRow {
     size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
+    encrypted: bool,
     mounted: Vec<String>,
     health: Vec<String>,
     topology: Vec<BTreeMap<String, String>>,
@@ -28,7 +29,7 @@ pub(crate) struct VolumeRow {
 
 impl Row for VolumeRow {
     const HEADINGS: &'static [&'static str] =
-        &["VOLUME", "SIZE", "FROM", "MOUNTED", "HEALTH", "TOPOLOGY", "CONTEXT"];
+        &["VOLUME", "SIZE", "FROM", "MOUNTED", "ENCRYPTED", "HEALTH", "TOPOLOGY", "CONTEXT"];
     const NARROW: usize = 4;
     fn cells(&self) -> Vec<String> {
         let pairs = |map: &BTreeMap<String, String>| {
@@ -39,6 +40,7 @@ impl Row for VolumeRow {
             Bytes::new(self.size).to_string(),
             self.source.clone().unwrap_or_default(),
             self.mounted.join(","),
+            if self.encrypted { "yes" } else { "" }.to_owned(),
             self.health.join("; "),
             self.topology.iter().map(pairs).collect::<Vec<_>>().join(" or "),
             pairs(&self.context),
@@ -59,6 +61,7 @@ fn row(volume: csi::Volume, mounts: &[mounts::Mounted]) -> VolumeRow {
         mounted: mounted
             .flat_map(|m| m.targets.iter().map(|t| t.path.display().to_string()))
             .collect(),
+        encrypted: passphrase::is_encrypted(&volume.volume_context),
         health: Vec::new(),
         topology: volume.accessible_topology.into_iter().map(|t| t.segments).collect(),
         context: volume.volume_context,
@@ -88,18 +91,26 @@ pub(crate) async fn run(command: cli::Volume) -> Result<()> {
             session.close().await;
             output::one(flags.output.output, &modified?)
         }
-        cli::Volume::Expand { volume, size, target, output } => {
+        cli::Volume::Expand { volume, size, passphrase_file, target, output } => {
             let session = Session::open(&target).await?;
-            let grown = expand(&session, &volume, size).await;
+            let grown = expand(&session, &volume, size, passphrase_file.as_deref()).await;
             session.close().await;
             output::one(output.output, &grown?)
         }
-        cli::Volume::Mount { volume, path, read_only, block, options, target } => {
+        cli::Volume::Mount { volume, path, read_only, block, options, passphrase_file, target } => {
             let session = Session::open(&target).await?;
-            let request = mounts::Request { path: &path, read_only, block, options };
+            let passphrase = passphrase_file.as_deref();
+            let request = mounts::Request { path: &path, read_only, block, options, passphrase };
             let mounted = mount(&session, &volume, request).await;
             session.close().await;
             Ok(mounted?)
+        }
+        cli::Volume::RotateKey { volume, old_passphrase_file, passphrase_file, target } => {
+            let session = Session::open(&target).await?;
+            let files = (old_passphrase_file.as_deref(), passphrase_file.as_deref());
+            let rotated = rotate(&session, &volume, files).await;
+            session.close().await;
+            Ok(rotated?)
         }
         cli::Volume::Unmount { volume, path, target } => {
             let session = Session::open(&target).await?;
@@ -265,8 +276,30 @@ async fn mount(
     mounts::mount(session, volume, request).await
 }
 
+/// Replaces the passphrase of an encrypted volume.
+async fn rotate(
+    session: &Session,
+    volume: &str,
+    (old, new): (Option<&Path>, Option<&Path>),
+) -> larder_model::Result<()> {
+    let id = names::volume_id(session, volume).await?;
+    let volume = get(session, &id).await?;
+    if !passphrase::is_encrypted(&volume.volume_context) {
+        return Err(Fault::precondition(format!(
+            "replace the passphrase of volume {id}: it has none"
+        )));
+    }
+    let secrets = passphrase::replacing(old, new)?;
+    mounts::rotate(session, volume, secrets).await
+}
+
 /// Grows the volume, and the file systems of its mounts.
-async fn expand(session: &Session, volume: &str, size: Bytes) -> larder_model::Result<VolumeRow> {
+async fn expand(
+    session: &Session,
+    volume: &str,
+    size: Bytes,
+    passphrase: Option<&Path>,
+) -> larder_model::Result<VolumeRow> {
     let id = names::volume_id(session, volume).await?;
     let range = csi::CapacityRange { required_bytes: size.as_i64(), limit_bytes: 0 };
     let request = csi::ControllerExpandVolumeRequest {
@@ -278,7 +311,7 @@ async fn expand(session: &Session, volume: &str, size: Bytes) -> larder_model::R
     let call = controller.controller_expand_volume(request);
     let grown = answer(progress::show(session, &format!("growing {id}"), call).await)?;
     if grown.node_expansion_required {
-        mounts::expand(session, &id, range).await?;
+        mounts::expand(session, &id, range, passphrase).await?;
     }
     Ok(row(get(session, &id).await?, &mounts::all(session)?))
 }

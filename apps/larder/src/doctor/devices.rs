@@ -8,7 +8,7 @@ use super::{
     fix::Fix,
     scene::{DriverScene, PoolScene, Scene, image_of},
 };
-use larder_host::LoopInfo;
+use larder_host::{LoopInfo, loops};
 use larder_model::Result;
 use larder_pool::look::Look;
 use std::path::{Path, PathBuf};
@@ -37,15 +37,12 @@ pub(crate) const LIMITED: Sort = Sort {
     why: "the kernel keeps limits by a device's number: whoever has it next is held to them",
 };
 
-/// The major number of loop devices.
-const LOOP: u32 = 7;
-
 /// Limits of devices that do not exist any more.
 fn limits(scene: &Scene) -> Vec<Finding> {
     // Where nothing can be limited, nothing is.
     let limited = scene.host.throttle.all().unwrap_or_default();
     let left = limited.into_iter().filter(|(device, _)| {
-        device.major == LOOP && !scene.loops.iter().any(|info| info.device == *device)
+        device.major == loops::MAJOR && !scene.loops.iter().any(|info| info.device == *device)
     });
     let finding = |(device, limits)| {
         let place = PathBuf::from(format!("/sys/dev/block/{device}"));
@@ -137,7 +134,7 @@ fn detach(info: &LoopInfo) -> Fix {
 }
 
 /// The volume or snapshot that a path inside a pool belongs to.
-fn name_in(inside: &Path) -> Option<String> {
+pub(super) fn name_in(inside: &Path) -> Option<String> {
     let mut parts = inside.components().map(|part| part.as_os_str().to_string_lossy());
     let (folder, name) = (parts.next()?, parts.next()?);
     let name: PathBuf = match &*folder {

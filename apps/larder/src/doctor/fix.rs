@@ -8,7 +8,7 @@ use crate::{
     session::Session,
     wiring,
 };
-use larder_host::{DeviceId, Host, MountEntry, Unmount, durable, loops::Backing, sockets};
+use larder_host::{DeviceId, Host, MountEntry, Unmount, durable, loops::Backing, luks, sockets};
 use larder_model::{DriverName, Fault, Limits, Result};
 use larder_proto::csi;
 use rustix::fs::OFlags;
@@ -56,6 +56,11 @@ pub(crate) enum Fix {
     },
     /// Takes the limits of a device away to which nothing is attached.
     Unlimit(DeviceId),
+    /// Closes an encrypted volume that nobody uses.
+    Close {
+        /// The opened device's name.
+        name: String,
+    },
     /// Unpublishes and unstages through the driver, which refuses what is in use.
     Release {
         /// Which.
@@ -101,6 +106,7 @@ impl fmt::Display for Fix {
             }
             Self::Thaw => f.write_str("thaw it"),
             Self::Unmount { target, .. } => write!(f, "unmount {}", target.display()),
+            Self::Close { name } => write!(f, "close {name}"),
             Self::Detach { path, .. } => write!(f, "detach {}", path.display()),
             Self::Unlimit(device) => write!(f, "take the limits of device {device} away"),
             Self::Release { volume, targets, staging, .. } => {
@@ -175,6 +181,7 @@ impl Fix {
                 let host = Host::real().with_cgroup(settings.cgroup.clone());
                 Ok(larder_host::blocking(move || unlimit(&host, device)).await?)
             }
+            Self::Close { name } => Ok(larder_host::blocking(move || luks::close(&name)).await?),
             Self::RemoveSocket(path) => Ok(sockets::remove_dead(&path)?),
             Self::RemoveEmptyFolder(path) => Ok(remove_empty(&path)?),
             Self::Restrict { path, mode, right } => Ok(restrict(&path, mode, right)?),
@@ -183,7 +190,7 @@ impl Fix {
 }
 
 fn unlimit(host: &Host, device: DeviceId) -> Result<()> {
-    if host.loops.list()?.iter().any(|info| info.device == device) {
+    if host.is_attached(device)? {
         return Err(Fault::precondition(format!(
             "take the limits of device {device} away: it is attached by now"
         )));

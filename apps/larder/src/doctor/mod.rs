@@ -13,6 +13,7 @@
 //! | [`trash`] | damaged entries of the trash, and records of nothing in it |
 //! | [`groups`] | groups that lack a snapshot, snapshots that lack their group |
 //! | [`devices`] | loop devices that nobody has, images deleted under a device, limits left behind |
+//! | [`encrypted`] | encrypted volumes that are open and nobody's |
 //! | [`mounts`] | mounts of what is gone, mounts that nothing knows of |
 //! | [`nodes`] | node records of what does not stand |
 //! | [`freezes`] | freezes that nobody took back |
@@ -23,6 +24,7 @@
 
 mod contents;
 mod devices;
+mod encrypted;
 mod finding;
 mod fix;
 mod freezes;
@@ -73,6 +75,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("groups of snapshots", groups::look),
     ("mounts", mounts::look),
     ("node records", nodes::look),
+    ("encrypted devices", encrypted::look),
     ("loop devices", devices::look),
     ("sockets", sockets::look),
 ];
@@ -232,7 +235,8 @@ fn for_people(format: Format) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{
-        contents, devices, finding::Sort, freezes, groups, mounts, nodes, pools, sockets, trash,
+        contents, devices, encrypted, finding::Sort, freezes, groups, mounts, nodes, pools,
+        sockets, trash,
     };
 
     const PAGE: &str = include_str!("../../../../docs/doctor.md");
@@ -278,6 +282,7 @@ mod tests {
         &nodes::UNFINISHED,
         &nodes::NOT_MOUNTED,
         &nodes::ELSEWHERE,
+        &encrypted::UNUSED,
         &devices::UNUSED,
         &devices::OF_DELETED,
         &devices::DELETED_UNDER,

@@ -324,3 +324,14 @@ async fn a_server_that_waits_for_a_pool_can_be_stopped() {
     assert!(!endpoint.path().exists());
     drop(held);
 }
+
+#[tokio::test]
+async fn a_server_writes_no_core_file_since_secrets_of_requests_would_be_in_it() {
+    let site = Site::new("dir", "ext4");
+    let mut server = site.server();
+    assert!(server.ready().await);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert!(server.stop().success());
+}

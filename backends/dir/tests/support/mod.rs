@@ -311,6 +311,7 @@ pub(crate) fn spec(id: &str) -> VolumeSpec {
         capabilities: vec![mount()],
         parameters: Attributes::new(),
         mutable_parameters: Attributes::new(),
+        encryption: None,
         source: None,
         topology: None,
         secrets: Secrets::default(),

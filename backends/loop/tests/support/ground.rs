@@ -299,6 +299,7 @@ impl Ask {
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
             mutable_parameters: Attributes::new(),
+            encryption: None,
             source: self.source.clone(),
             topology: None,
             secrets: Secrets::default(),

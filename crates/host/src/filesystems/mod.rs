@@ -29,6 +29,11 @@ use larder_model::{Bytes, Cx, FsType, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
+/// How [`Found::Other`] names an encrypted device.
+pub const LUKS: &str = "LUKS";
+/// How [`Found::Other`] begins for what no tool knows.
+pub(crate) const DATA: &str = "data at byte ";
+
 /// What is on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -38,6 +43,13 @@ pub enum Found {
     FileSystem(FsType),
     /// Something else, in words: `LUKS`, `ntfs`, `partition table dos`, `data at byte 4096`.
     Other(String),
+}
+
+impl Found {
+    /// Data that no tool knows: no signature tells what it is.
+    pub fn is_nameless(&self) -> bool {
+        matches!(self, Self::Other(what) if what.starts_with(DATA))
+    }
 }
 
 /// How full a file system (or a directory with a quota) is.

@@ -25,7 +25,7 @@ pub(super) fn probe(device: &Path) -> Result<Found> {
     }
     Ok(match first_nonzero(&file, device)? {
         None => Found::Blank,
-        Some(at) => Found::Other(format!("data at byte {at}")),
+        Some(at) => Found::Other(format!("{}{at}", super::DATA)),
     })
 }
 
@@ -117,7 +117,7 @@ fn judge(tags: &Tags) -> Option<Found> {
     Some(match ours {
         Some(fs) => Found::FileSystem(fs),
         None => Found::Other(match kind {
-            "crypto_LUKS" => "LUKS".to_owned(),
+            "crypto_LUKS" => super::LUKS.to_owned(),
             kind => kind.to_owned(),
         }),
     })

@@ -24,6 +24,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The major number of loop devices.
+pub const MAJOR: u32 = 7;
+
 /// A loop device to make.
 #[derive(Debug, Clone)]
 pub struct LoopRequest {

@@ -2,11 +2,11 @@
 //! that stands for what media keep elsewhere (quota ids, devices). A ticket without its volume is a
 //! leak, and so is a volume without its ticket.
 
-use larder_host::{BindRequest, HelperProgram, Host, MountRequest, Unmount, extents::Told};
+use larder_host::{BindRequest, HelperProgram, Host, MountRequest, Unmount};
 use larder_model::{
     AccessMode, AccessType, Backend, Bytes, CapacityRange, Cx, Fault, MountAccess, Params,
     PoolName, Provision, Result, Secrets, SnapshotId, VolumeCapability, VolumeId,
-    backend::{Attachment, ConnectRequest, Parameter, Source},
+    backend::{Attachment, ConnectRequest, FoundExtents, Parameter, Source},
     cx::crash::CrashAt,
     volume::{
         Attributes, Capacity, ContentSource, Extent, Facts, FormatState, HealthEntry, Page, Scope,
@@ -180,7 +180,7 @@ impl Medium for FakeMedium {
         base: Option<&SnapshotEntry>,
         target: &SnapshotEntry,
         wanted: Blocks,
-    ) -> Result<Told> {
+    ) -> Result<FoundExtents> {
         let hook = self.knobs().while_copying.take();
         if let Some(mut hook) = hook {
             hook();
@@ -196,7 +196,7 @@ impl Medium for FakeMedium {
             Some(last) if extents.len() == wanted.max => last.offset + 1,
             _ => target.record.size.get(),
         };
-        Ok(Told { extents, next })
+        Ok(FoundExtents { extents, size: target.record.size, next })
     }
     fn grow(&self, _: &Pool, volume: &Entry, size: Bytes, cx: &Cx) -> Result<()> {
         Self::write(&volume.data.join("grown"), size.to_string().as_bytes())?;
@@ -494,6 +494,7 @@ pub fn spec(id: &str) -> VolumeSpec {
         }],
         parameters: Attributes::new(),
         mutable_parameters: Attributes::new(),
+        encryption: None,
         source: None,
         topology: None,
         secrets: Secrets::default(),

@@ -1,7 +1,7 @@
 //! What a request may ask for, decided from the backend's facts alone. Pure functions.
 
 use larder_model::{
-    AccessType, Fault, FsType, Result, VolumeCapability,
+    AccessType, Encryption, Fault, FsType, Result, VolumeCapability,
     id::quoted,
     params::RESERVED,
     topology::TopologyRequirement,
@@ -113,6 +113,18 @@ pub(super) fn own(map: &Attributes) -> Attributes {
         .filter(|(key, _)| !key.starts_with(RESERVED))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
+}
+
+/// Takes what is about encryption out of the parameters: the node encrypts, not the backend.
+pub(super) fn encryption(facts: &Facts, parameters: &mut Attributes) -> Result<Option<Encryption>> {
+    let encryption = Encryption::take(parameters)?;
+    if encryption.is_some() && !facts.block {
+        return Err(Fault::invalid(
+            "use parameter encryption: volumes of this driver are no devices",
+        )
+        .hint("choose a backend with block devices (loop), or encrypt the disk below the pool"));
+    }
+    Ok(encryption)
 }
 
 /// Refuses a requirement that says nothing, or that contradicts itself.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::claims::{Fingerprint, Key, Operation};
 use larder_model::{
-    Bytes, CapacityRange, Cx, Fault, RequestedName, Result, VolumeId,
+    Bytes, CapacityRange, Cx, Encryption, Fault, RequestedName, Result, VolumeId,
     id::quoted,
     topology::TopologyRequirement,
     volume::{ContentSource, Volume, VolumeSpec},
@@ -74,6 +74,7 @@ impl Inner {
         accept::map_size(&request.mutable_parameters, "mutable_parameters")?;
         let mut parameters = accept::own(&request.parameters);
         let mutable_parameters = accept::own(&request.mutable_parameters);
+        let encryption = accept::encryption(facts, &mut parameters)?;
         if !mutable_parameters.is_empty() && provision.modify().is_none() {
             return Err(Fault::invalid("create a volume with mutable_parameters")
                 .hint("this driver does not announce MODIFY_VOLUME"));
@@ -101,6 +102,7 @@ impl Inner {
             capabilities: request.capabilities,
             parameters,
             mutable_parameters,
+            encryption,
             source,
             topology: request.topology,
             secrets: request.secrets,
@@ -148,6 +150,10 @@ impl Inner {
         // Size zero: unknown, as for shared file systems without quotas.
         if volume.capacity != Bytes::ZERO && !spec.capacity.contains(volume.capacity) {
             return differs(format!("with the size {}", volume.capacity));
+        }
+        // Also what a backend has just made: what shall be encrypted is never left plain unnoticed.
+        if Encryption::of_context(&volume.context).ok() != Some(spec.encryption) {
+            return differs("with another encryption, or none".into());
         }
         if volume.source != spec.source {
             return differs(match &volume.source {

@@ -12,8 +12,8 @@ use crate::{
     node::is_made_for,
 };
 use larder_model::{
-    AccessType, Bytes, CapacityRange, Cx, Fault, Kind, MountAccess, PoolName, Provision, Result,
-    Secrets, VolumeId,
+    AccessType, Bytes, CapacityRange, Cx, Encryption, Fault, Kind, MountAccess, PoolName,
+    Provision, Result, Secrets, VolumeId,
     id::quoted,
     volume::{Attributes, Capacity, Page, Volume, context},
 };
@@ -126,8 +126,9 @@ impl ControlEngine {
             Some(pool) => self.0.pool(&pool)?,
             None => self.0.backend.default_pool()?,
         };
-        provision.check_parameters(&parameters)?;
         let facts = self.0.backend.facts();
+        accept::encryption(facts, &mut parameters)?;
+        provision.check_parameters(&parameters)?;
         let elsewhere = match (&query.topology, self.0.place()) {
             (Some(wanted), Some(place)) => !place.satisfies(wanted),
             _ => false,
@@ -249,6 +250,13 @@ impl Inner {
         if let Some((key, _)) = request.context.iter().find(differs) {
             return Err(Fault::invalid(format!(
                 "use volume {} with another {key} in its context",
+                volume.id
+            )));
+        }
+        let encryption = accept::encryption(self.backend.facts(), &mut parameters)?;
+        if encryption.is_some() && Encryption::of_context(&volume.context)? != encryption {
+            return Err(Fault::invalid(format!(
+                "use volume {} with that encryption: it has another, or none",
                 volume.id
             )));
         }

@@ -10,7 +10,8 @@ use super::{
 };
 use larder_host::{Host, Unmount, paths::TargetPath};
 use larder_model::{
-    AccessMode, AccessType, Backend, Cx, Fault, FsType, Kind, Result, VolumeCapability, VolumeId,
+    AccessMode, AccessType, Backend, Cx, DriverName, Encryption, Fault, FsType, Kind, Result,
+    VolumeCapability, VolumeId,
     backend::{Attachment, Source},
     volume::{Attributes, context},
 };
@@ -24,6 +25,7 @@ use std::{
 pub(super) struct Executor {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) host: Host,
+    pub(super) driver: DriverName,
     pub(super) store: Store,
     pub(super) inline: OnceLock<Arc<dyn InlineVolumes>>,
     pub(super) owner: Owner,
@@ -44,6 +46,8 @@ pub(super) struct Asked {
     pub(super) reader: bool,
     /// Files belong to this group.
     pub(super) group: Option<u32>,
+    /// Its device is encrypted.
+    pub(super) encryption: Option<Encryption>,
 }
 
 /// A mounted stack is unmounted one by one; more than this is no stack of ours.
@@ -116,6 +120,7 @@ impl Executor {
             mkfs_options,
             reader: capability.mode.is_reader_only(),
             group: None,
+            encryption: Encryption::of_context(volume_context)?,
         };
         let AccessType::Mount(mount) = &capability.access else {
             return if facts.block {
@@ -244,17 +249,20 @@ impl Executor {
         Err(Fault::precondition(format!("unmount {}: its stack has no end", path.display())))
     }
 
-    /// Disconnects. What seems to be in use is asked for again for a moment: a process that is being
-    /// started (mkfs for another volume) has all descriptors of this one until its `exec`.
+    /// Closes what encryption opened, then disconnects. What seems to be in use is asked for again for a
+    /// moment: a process that is being started (mkfs for another volume) has all descriptors of this one
+    /// until its `exec`.
     ///
     /// # Errors
-    /// Those of [`larder_model::Connect::disconnect`].
+    /// `Precondition`; those of [`larder_model::Connect::disconnect`].
     pub(super) async fn disconnect(
-        &self,
+        self: &Arc<Self>,
         id: &VolumeId,
+        shows: Option<&Shows>,
         attachment: Option<&Attachment>,
         cx: &Cx,
     ) -> Result<()> {
+        self.close_opened(id, shows, cx).await?;
         let mut pause = Duration::from_millis(10);
         loop {
             match self.backend.connect().disconnect(id, attachment, cx).await {

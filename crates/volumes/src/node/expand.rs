@@ -50,6 +50,9 @@ impl Executor {
             return Err(Fault::out_of_range(format!("grow: it is {size} large, {wanted}"))
                 .hint("the control plane grows a volume first (ControllerExpandVolume)"));
         }
+        if staged.encrypted {
+            self.grow_opened(&id, &request.secrets, cx).await?;
+        }
         if let (Some(Shows::Device { path: device, .. }), false) =
             (&staged.shows, staged.terms.block)
         {

@@ -93,6 +93,10 @@ pub(super) fn decide(state: FormatState, found: &Found, wanted: Wanted) -> Resul
         }
         (FormatState::Foreign | FormatState::Raw, Found::FileSystem(fs)) => mount(*fs, true),
         (FormatState::Foreign | FormatState::Raw, Found::Other(_)) => refuse(FOREIGN),
+        // Opening it is asked for first, and what is decided here is about what that gives.
+        (FormatState::Encrypting { .. } | FormatState::Encrypted { .. }, _) => {
+            refuse("the volume is encrypted")
+        }
         (FormatState::Raw, Found::Blank) => Err(Fault::precondition(
             "format the volume: a workload has had it as a raw block device",
         )
@@ -131,7 +135,7 @@ fn occupied(found: &str, whose: &str) -> Fault {
 }
 
 /// What was found, in words.
-fn named(found: &Found) -> String {
+pub(super) fn named(found: &Found) -> String {
     match found {
         Found::Blank => "nothing".to_owned(),
         Found::FileSystem(fs) => format!("a file system ({fs})"),
@@ -189,7 +193,7 @@ mod tests {
                                     if state == S::Foreign { Over::Unread } else { Over::New };
                                 assert_eq!((over, &found), (proof, &Found::Blank), "{state:?}");
                             }
-                            S::Formatted { .. } | S::Raw => {
+                            _ => {
                                 panic!("{state:?} {found:?} is formatted")
                             }
                         }

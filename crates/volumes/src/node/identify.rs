@@ -31,7 +31,13 @@ impl Executor {
         let Some((source, attachment)) = self.backend.connect().find(id).await? else {
             return Ok(None);
         };
-        let shows = self.blocking(move |this| sight::shows(&this.host, &source)).await?;
+        let id = id.clone();
+        let shows = self
+            .blocking(move |this| {
+                let shows = sight::shows(&this.host, &source)?;
+                this.above(&id, shows)
+            })
+            .await?;
         Ok(Some((shows, attachment)))
     }
 
@@ -63,7 +69,7 @@ impl Executor {
         let Some((shows, attachment)) = self.identify(&id, &Cx::new()).await? else {
             return Ok(None);
         };
-        let (path, staging) = (path.clone(), staging.map(Path::to_owned));
+        let (opened, path, staging) = (id.clone(), path.clone(), staging.map(Path::to_owned));
         let staged = self
             .blocking(move |this| {
                 let shown = |path: &Path| this.see_shown(path, &shows);
@@ -83,6 +89,7 @@ impl Executor {
                 };
                 let top = this.host.mounts.top_at(staging)?;
                 let capability = VolumeCapability { access, mode: AccessMode::SingleNodeWriter };
+                let encrypted = this.is_opened_as(&opened, &shows)?;
                 Ok(Some(Staged {
                     phase: Phase::Staged,
                     path: staging.to_owned(),
@@ -91,6 +98,7 @@ impl Executor {
                     shows: Some(shows),
                     root: None,
                     reader: top.is_some_and(|entry| entry.is_read_only()),
+                    encrypted,
                     later: Later::new(),
                 }))
             })

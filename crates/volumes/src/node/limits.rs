@@ -13,6 +13,8 @@
 //!   does not find;
 //! - a device that somebody else has by now is not touched: a volume of ours sets its own limits,
 //!   whatever it finds;
+//! - the device is the one that pods write to: of an encrypted volume the opened one, and not the one
+//!   below it, where the requests are the kernel's threads' and belong to no pod;
 //! - a volume that cannot be limited here is used without: `larder volume show` tells.
 //!
 //! The one who modifies may be another process than this one (a controller elsewhere): then this node
@@ -23,8 +25,9 @@ use super::{
     NodeEngine,
     executor::Executor,
     record::{Shows, Staged},
+    sight,
 };
-use larder_host::DeviceId;
+use larder_host::{DeviceId, luks};
 use larder_model::{
     Cx, Fault, Limits, Result, VolumeId,
     backend::{Attachment, Source},
@@ -134,13 +137,19 @@ impl Executor {
             return Ok(());
         }
         let ours = match attachment {
-            Some(attachment) => self.backend.connect().is_connected(id, attachment).await?,
+            Some(attachment) => {
+                let name = self.name_of(id);
+                self.backend.connect().is_connected(id, attachment).await?
+                    // What was opened above it may have another number by now.
+                    && self.blocking(move |_| match luks::find(&name)? {
+                        Some(opened) => Ok(opened.device == device),
+                        None => Ok(!luks::is_mapped(device)),
+                    })
+                    .await?
+            }
             None => true,
         };
-        let is_free = move |this: &Self| {
-            Ok(!this.host.loops.list()?.iter().any(|info| info.device == device))
-        };
-        if !ours && !self.blocking(is_free).await? {
+        if !ours && self.blocking(move |this| this.host.is_attached(device)).await? {
             return Ok(());
         }
         cx.step("take the volume's limits away")?;
@@ -193,14 +202,22 @@ impl Executor {
         }
     }
 
-    /// The device that the volume has here.
+    /// The device that the volume has here: of an encrypted one that which is open, since there the
+    /// pods' requests arrive. Those that reach the device below come from the kernel's own threads.
     async fn device_of(self: &Arc<Self>, id: &VolumeId) -> Result<Option<DeviceId>> {
-        match self.backend.connect().find(id).await? {
-            Some((Source::Device { path, .. }, _)) => {
-                self.blocking(move |this| this.host.mounts.block_device(&path)).await.map(Some)
+        let Some((source @ Source::Device { .. }, _)) = self.backend.connect().find(id).await?
+        else {
+            return Ok(None);
+        };
+        let id = id.clone();
+        self.blocking(move |this| {
+            let shows = sight::shows(&this.host, &source)?;
+            match this.above(&id, shows)? {
+                Shows::Device { number, .. } => Ok(Some(number.into())),
+                _ => Ok(None),
             }
-            _ => Ok(None),
-        }
+        })
+        .await
     }
 
     async fn limits(self: &Arc<Self>, id: &VolumeId) -> Result<NodeLimits> {

@@ -10,7 +10,7 @@ use super::{
     record::{Later, Phase, Publication, Record, Shows, Staged, Terms},
 };
 use larder_host::{BindRequest, paths::TargetPath};
-use larder_model::{Cx, Fault, Kind, Result, VolumeId, backend::Attachment};
+use larder_model::{Cx, Fault, Kind, Result, VolumeId};
 use std::{path::Path, sync::Arc};
 
 /// What publishing works with.
@@ -29,7 +29,7 @@ enum Trip {
     /// Published.
     Done,
     /// A raw device: whether it is still connected must be asked first.
-    AskConnected(Attachment),
+    AskConnected(Box<Staged>),
     /// Something is mounted at the staging path, and no record tells what.
     Unknown,
 }
@@ -67,8 +67,8 @@ impl Executor {
             };
             match trip {
                 Trip::Done => return Ok(()),
-                Trip::AskConnected(attachment) => {
-                    let alive = self.backend.connect().is_connected(id, &attachment).await?;
+                Trip::AskConnected(staged) => {
+                    let alive = self.is_connected(id, &staged).await?;
                     if !alive {
                         return Err(Fault::precondition("publish: the staged device is gone")
                             .hint("unstage the volume and stage it again"));
@@ -110,12 +110,9 @@ impl Executor {
         let stands = if !here {
             false
         } else if staged.terms.block {
-            match (connected, &staged.attachment) {
-                (Some(connected), _) => connected,
-                (None, Some(attachment)) => {
-                    return Ok(Trip::AskConnected(attachment.clone()));
-                }
-                (None, None) => false,
+            match connected {
+                Some(connected) => connected,
+                None => return Ok(Trip::AskConnected(Box::new(staged.clone()))),
             }
         } else {
             self.see_staged(staging, Some(staged), Some(false))?.is_ours()

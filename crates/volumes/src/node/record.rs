@@ -91,6 +91,9 @@ pub(super) struct Staged {
     pub(super) root: Option<Root>,
     /// Nothing is written through it.
     pub(super) reader: bool,
+    /// What is used is the opened device above the one that was connected.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) encrypted: bool,
     #[serde(flatten)]
     pub(super) later: Later,
 }

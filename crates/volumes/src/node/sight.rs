@@ -115,7 +115,7 @@ pub(super) fn matches(shows: &Shows, entry: &MountEntry) -> bool {
         Shows::Device { path, number } => {
             entry.device == DeviceId::from(*number)
                 // btrfs has device numbers of its own.
-                || (entry.fs_type == "btrfs" && Path::new(&entry.source) == path)
+                || (entry.fs_type == "btrfs" && is_named(&entry.source, path, *number))
         }
         Shows::Directory { number, root } => {
             entry.device == DeviceId::from(*number) && undeleted(&entry.root) == undeleted(root)
@@ -126,6 +126,13 @@ pub(super) fn matches(shows: &Shows, entry: &MountEntry) -> bool {
                 && (entry.fs_type == *fs_type || (nfs(&entry.fs_type) && nfs(fs_type)))
         }
     }
+}
+
+/// Whether `source` names the device: device-mapper devices have two names, and udev's scan for btrfs
+/// changes the one that the mount shows to the other.
+fn is_named(source: &str, path: &Path, number: super::record::Number) -> bool {
+    let dm = || format!("/dev/dm-{}", DeviceId::from(number).minor);
+    Path::new(source) == path || (path.starts_with("/dev/mapper") && source == dm())
 }
 
 /// The kernel marks the root of a bind mount whose directory was removed.

@@ -5,6 +5,7 @@
 
 use super::{
     StageRequest,
+    crypt::{self, Locked, Unlocked},
     executor::{Asked, Executor, kind_of},
     format::{self, Decision, Over, Wanted},
     plan::{self, Seen, SourceSeen, SourceWanted, StageSeen, StageStep},
@@ -15,7 +16,7 @@ use larder_host::{BindRequest, MountRequest, filesystems::reader_options, paths:
 use larder_model::{
     Cx, Fault, FsType, Limits, Result, VolumeId,
     backend::{ConnectRequest, Source},
-    volume::FormatState,
+    volume::{FormatState, Inside},
 };
 use std::{path::Path, sync::Arc};
 
@@ -30,6 +31,8 @@ struct Work<'a> {
     /// What this attempt has done, and would have to undo.
     mounted: bool,
     connected: bool,
+    /// What encryption opened.
+    unlocked: Option<Unlocked>,
     /// It was mounted before this attempt, which no record told.
     found: bool,
     /// How fast it may be used.
@@ -70,7 +73,7 @@ impl Executor {
             terms,
         )?;
         if steps.is_empty() {
-            return Ok(());
+            return self.rotate_staged(id, &asked, &request.secrets, cx).await;
         }
         let kept = self.backend.provision().get_volume(id).await?;
         kept.uses.check(id, &request.capability)?;
@@ -83,6 +86,7 @@ impl Executor {
             record: before.record.clone().unwrap_or_else(|| self.store.blank(&volume)),
             mounted: false,
             connected: false,
+            unlocked: None,
             found: false,
             limits: kept.limits,
         };
@@ -143,7 +147,10 @@ impl Executor {
     ) -> Result<bool> {
         match staged.and_then(|staged| staged.attachment.as_ref()) {
             Some(_) if at.is_ours() => Ok(true),
-            Some(attachment) => self.backend.connect().is_connected(id, attachment).await,
+            Some(_) => match staged {
+                Some(staged) => self.is_connected(id, staged).await,
+                None => Ok(false),
+            },
             None => Ok(false),
         }
     }
@@ -170,6 +177,7 @@ impl Executor {
                         shows: former.as_ref().and_then(|f| f.shows.clone()),
                         root: former.and_then(|f| f.root),
                         reader: work.asked.reader,
+                        encrypted: work.asked.encryption.is_some(),
                         later: Later::new(),
                     });
                     self.save(&work.record).await?;
@@ -193,7 +201,7 @@ impl Executor {
         let mut fs = None;
         for step in plan::source(seen, wanted, work.path.as_path())? {
             match step {
-                StageStep::NoteRaw => self.note_raw(work.id, cx).await?,
+                StageStep::NoteRaw => self.note_raw(work, cx).await?,
                 StageStep::Prepare => fs = Some(self.prepare(work, &source, cx).await?),
                 StageStep::Mount => self.mount_source(work, &source, fs, cx).await?,
                 StageStep::Bind => self.bind_source(work, &source, cx).await?,
@@ -223,6 +231,10 @@ impl Executor {
         work.connected = true;
         let former = work.record.staged.clone();
         cx.step("record what is connected")?;
+        if let Some(staged) = &mut work.record.staged {
+            staged.attachment = Some(attachment);
+        }
+        let source = self.decrypt_source(work, source, cx).await?;
         let (source, shows) = self
             .blocking(move |this| {
                 let shows = sight::shows(&this.host, &source)?;
@@ -238,21 +250,72 @@ impl Executor {
             if staged.shows.as_ref() != Some(&shows) {
                 staged.root = None;
             }
-            staged.attachment = Some(attachment);
             staged.shows = Some(shows);
         }
         self.save(&work.record).await?;
         Ok(source)
     }
 
+    /// The device that shall be used: the one that was connected, or what opening it gives.
+    async fn decrypt_source(
+        self: &Arc<Self>,
+        work: &mut Work<'_>,
+        source: Source,
+        cx: &Cx,
+    ) -> Result<Source> {
+        let Some(encryption) = work.asked.encryption else {
+            if let Source::Device { .. } = &source {
+                crypt::refuse_encrypted(self.backend.connect().format_state(work.id).await?)?;
+            }
+            return Ok(source);
+        };
+        let Source::Device { path, hold } = source else {
+            return Err(Fault::precondition("encrypt it: this kind of volume is no block device"));
+        };
+        // What closes it after a crash must know that there may be something to close.
+        self.save(&work.record).await?;
+        let locked = Locked {
+            id: work.id,
+            device: path,
+            encryption,
+            block: work.terms.block,
+            fs: work.asked.fs.unwrap_or(work.asked.default_fs),
+            reader: work.asked.reader,
+            secrets: &work.request.secrets,
+        };
+        let (opened, unlocked) = self.unlock(locked, cx).await?;
+        work.unlocked = Some(unlocked);
+        cx.step("record what is opened")?;
+        Ok(Source::Device { path: opened, hold })
+    }
+
+    /// What is known of the device that is used.
+    async fn state_of(&self, work: &Work<'_>) -> Result<FormatState> {
+        match &work.unlocked {
+            Some(unlocked) => Ok(unlocked.inside.into()),
+            None => self.backend.connect().format_state(work.id).await,
+        }
+    }
+
+    /// Records it with the volume.
+    async fn note_state(&self, work: &mut Work<'_>, inside: Inside) -> Result<()> {
+        let state = match &mut work.unlocked {
+            Some(unlocked) => {
+                unlocked.inside = inside;
+                FormatState::Encrypted { luks: unlocked.luks, inside }
+            }
+            None => inside.into(),
+        };
+        self.backend.connect().set_format_state(work.id, state).await
+    }
+
     /// A workload will write where no probe looks: after this, only its own file system is mounted.
-    async fn note_raw(&self, id: &VolumeId, cx: &Cx) -> Result<()> {
-        let connect = self.backend.connect();
-        match connect.format_state(id).await? {
+    async fn note_raw(&self, work: &mut Work<'_>, cx: &Cx) -> Result<()> {
+        match self.state_of(work).await? {
             FormatState::Raw | FormatState::Formatted { .. } => Ok(()),
-            FormatState::Unformatted | FormatState::Formatting { .. } | FormatState::Foreign => {
+            _ => {
                 cx.step("record that the volume is used as a raw block device")?;
-                connect.set_format_state(id, FormatState::Raw).await
+                self.note_state(work, Inside::Raw).await
             }
         }
     }
@@ -260,16 +323,15 @@ impl Executor {
     /// Makes sure that the device holds a file system that may be mounted.
     async fn prepare(
         self: &Arc<Self>,
-        work: &Work<'_>,
+        work: &mut Work<'_>,
         source: &Source,
         cx: &Cx,
     ) -> Result<FsType> {
         let Source::Device { path: device, .. } = source else {
             return Err(Fault::internal("prepare a source that is no device"));
         };
-        let connect = self.backend.connect();
         cx.step("look at what is on the device")?;
-        let state = connect.format_state(work.id).await?;
+        let state = self.state_of(work).await?;
         let found = {
             let device = device.clone();
             self.blocking(move |this| this.host.filesystems.probe(&device)).await?
@@ -279,7 +341,7 @@ impl Executor {
             Decision::Use { fs, note } => {
                 if note {
                     cx.step("record that the device is formatted")?;
-                    connect.set_format_state(work.id, FormatState::Formatted { fs }).await?;
+                    self.note_state(work, Inside::Formatted { fs }).await?;
                 }
                 // One that is mounted (a staging mount was lost while workloads have theirs) is the
                 // kernel's to keep sound, and no tool's to look at.
@@ -301,7 +363,7 @@ impl Executor {
                     )?;
                 }
                 cx.step("record that formatting begins")?;
-                connect.set_format_state(work.id, FormatState::Formatting { fs }).await?;
+                self.note_state(work, Inside::Formatting { fs }).await?;
                 cx.step("make the file system")?;
                 let device = device.clone();
                 self.blocking(move |this| {
@@ -314,7 +376,7 @@ impl Executor {
                 })
                 .await?;
                 cx.step("record that the device is formatted")?;
-                connect.set_format_state(work.id, FormatState::Formatted { fs }).await?;
+                self.note_state(work, Inside::Formatted { fs }).await?;
                 Ok(fs)
             }
         }
@@ -471,7 +533,7 @@ impl Executor {
         let Some(staged) = record.staged.clone() else { return Ok(()) };
         self.lift(id, staged.shows.as_ref(), staged.attachment.as_ref(), cx).await?;
         cx.step("unmount what a former attempt left")?;
-        let attachment = staged.attachment.clone();
+        let (attachment, shows) = (staged.attachment.clone(), staged.shows.clone());
         self.blocking(move |this| {
             if this.see_staged(&staged.path, Some(&staged), Some(false))?.is_ours() {
                 this.unmount_ours(&staged.path, staged.shows.as_ref(), staged.root.as_ref())?;
@@ -480,7 +542,7 @@ impl Executor {
         })
         .await?;
         cx.step("disconnect what a former attempt left")?;
-        self.disconnect(id, attachment.as_ref(), cx).await?;
+        self.disconnect(id, shows.as_ref(), attachment.as_ref(), cx).await?;
         cx.step("forget the former attempt")?;
         record.staged = None;
         let record = record.clone();

@@ -56,17 +56,14 @@ impl Executor {
         match staged.shows.clone() {
             Some(Shows::Device { path: device, .. }) if staged.terms.block => {
                 // Its number may be another volume's by now.
-                let connected = match &staged.attachment {
-                    Some(attachment) => self.backend.connect().is_connected(id, attachment).await?,
-                    None => false,
-                };
-                if !connected {
+                if !self.is_connected(id, staged).await? {
                     return Err(Fault::not_found(format!(
                         "measure {}: it is no longer the volume's device",
                         device.display()
                     ))
                     .hint("unpublish and unstage the volume, then publish it again"));
                 }
+                let device = device.clone();
                 self.blocking(move |_| Ok(VolumeStats::Block { total: device_size(&device)? }))
                     .await
             }

@@ -89,7 +89,7 @@ impl Executor {
                     cx.step("make sure that nobody uses the device")?;
                     if let Some(Shows::Device { number, .. }) = &work.shows {
                         let device = DeviceId::from(*number);
-                        let unused = self.prove_unused(id, device, work.attachment.as_ref()).await;
+                        let unused = self.prove_unused(id, device, &work).await;
                         if let Err(fault) = unused {
                             self.hold_again(id, cx).await;
                             return Err(fault);
@@ -99,7 +99,7 @@ impl Executor {
                 UnstageStep::Disconnect => {
                     self.lift(id, work.shows.as_ref(), work.attachment.as_ref(), cx).await?;
                     cx.step("disconnect the volume")?;
-                    self.disconnect(id, work.attachment.as_ref(), cx).await?;
+                    self.disconnect(id, work.shows.as_ref(), work.attachment.as_ref(), cx).await?;
                 }
                 UnstageStep::Forget => {
                     let Some(mut record) = work.record.take() else { continue };
@@ -127,11 +127,9 @@ impl Executor {
         // The number of a device that went with its last mount may be another volume's by now, whose
         // mounts say nothing about this one.
         let stale = match staged {
-            Some(Staged {
-                attachment: Some(attachment),
-                shows: Some(Shows::Device { .. }),
-                ..
-            }) => !self.backend.connect().is_connected(id, attachment).await?,
+            Some(
+                staged @ Staged { attachment: Some(_), shows: Some(Shows::Device { .. }), .. },
+            ) => !self.is_connected(id, staged).await?,
             _ => false,
         };
         let path = path.clone();
@@ -167,15 +165,19 @@ impl Executor {
         self: &Arc<Self>,
         id: &VolumeId,
         device: DeviceId,
-        attachment: Option<&Attachment>,
+        work: &Work,
     ) -> Result<()> {
         let connect = self.backend.connect();
+        let staged = work.record.as_ref().and_then(|record| record.staged.as_ref());
         for attempt in 1.. {
             // A loop device with autoclear is gone with its last user, and its number may be
             // somebody else's by now.
-            if let Some(attachment) = attachment
-                && !connect.is_connected(id, attachment).await?
-            {
+            let connected = match (staged, &work.attachment) {
+                (Some(staged), Some(_)) => self.is_connected(id, staged).await?,
+                (None, Some(attachment)) => connect.is_connected(id, attachment).await?,
+                (_, None) => true,
+            };
+            if !connected {
                 return Ok(());
             }
             let users = self.blocking(move |this| this.host.mounts.users_of_device(device)).await?;

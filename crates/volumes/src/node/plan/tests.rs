@@ -39,6 +39,7 @@ fn staged(phase: Phase, path: &str, terms: Terms) -> Staged {
         }),
         root: Some(MountRoot { mount: 9, device, inode: 2 }.into()),
         reader: false,
+        encrypted: false,
         later: Later::new(),
     }
 }
