@@ -120,6 +120,40 @@ async fn kubelet_learns_where_the_driver_is_and_says_whether_it_took_it() {
     assert!(!socket.exists(), "kubelet forgets a driver whose socket goes");
 }
 
+/// Whoever empties the folder, or kubelet itself when it starts: a driver whose socket is gone would never
+/// be known again.
+#[tokio::test]
+async fn a_registration_socket_that_vanished_comes_back_and_kubelet_registers_anew() {
+    let rig = Rig::ready(Memory::default()).await;
+    let registry = rig.folder().join("plugins_registry");
+    let host: Endpoint = "/var/lib/kubelet/plugins/memory.test/csi.sock".parse().unwrap();
+    let mut registered = rig.driver.register(&registry, &host).await.unwrap();
+    let socket = registry.join("memory.test-reg.sock");
+    for emptied in [false, true] {
+        if emptied {
+            std::fs::remove_dir_all(&registry).unwrap();
+            std::fs::create_dir(&registry).unwrap();
+        } else {
+            std::fs::remove_file(&socket).unwrap();
+        }
+        let until = tokio::time::Instant::now() + Duration::from_secs(60);
+        while !socket.exists() {
+            assert!(tokio::time::Instant::now() < until, "emptied: {emptied}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let endpoint: Endpoint = socket.to_str().unwrap().parse().unwrap();
+        let channel = Client::connect(&endpoint).unwrap().channel();
+        let mut kubelet = registration::registration_client::RegistrationClient::new(channel);
+        let info = kubelet.get_info(registration::InfoRequest {}).await.unwrap().into_inner();
+        assert_eq!(info.name, "memory.test");
+        let error = String::new();
+        let status = registration::RegistrationStatus { plugin_registered: true, error };
+        kubelet.notify_registration_status(status).await.unwrap();
+        assert_eq!(*registered.borrow_and_update(), Registered::Yes);
+    }
+    assert!(rig.driver.shutdown(LONG).await.is_empty());
+}
+
 #[tokio::test]
 async fn limits_are_told_as_the_record_and_the_node_have_them() {
     let rig = Rig::filled(Memory::default()).await;

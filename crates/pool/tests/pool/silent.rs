@@ -118,3 +118,51 @@ async fn probe_waits_for_no_server() {
     bench.unmount(&bench.pool("a"));
     timely("probe", LATER, backend.probe()).await.unwrap();
 }
+
+/// Answers everything with ESTALE, as an NFS mount does after a failover that lost its file handles.
+fn answer_stale(server: fs::File) -> std::thread::JoinHandle<()> {
+    use std::io::{Read, Write};
+    const INIT: u32 = 26;
+    const ESTALE: i32 = 116;
+    std::thread::spawn(move || {
+        let mut request = vec![0; 1 << 17];
+        // It ends with the mount.
+        while (&server).read(&mut request).is_ok_and(|n| n >= 16) {
+            let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+            let (opcode, unique) = (word(4), &request[8..16]);
+            let (error, body) = match opcode {
+                // fuse_init_out: protocol 7.31, and nothing that was offered.
+                INIT => {
+                    let mut body = vec![0; 64];
+                    body[..4].copy_from_slice(&7_u32.to_ne_bytes());
+                    body[4..8].copy_from_slice(&31_u32.to_ne_bytes());
+                    body[20..24].copy_from_slice(&4096_u32.to_ne_bytes());
+                    (0, body)
+                }
+                _ => (-ESTALE, Vec::new()),
+            };
+            let length = u32::try_from(16 + body.len()).unwrap();
+            let head = [&length.to_ne_bytes()[..], &error.to_ne_bytes(), unique].concat();
+            let _ = (&server).write(&[head, body].concat());
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_pool_that_answers_stale_is_unavailable_and_used_again_once_it_is_mounted_anew() {
+    let mut bench = Bench::default();
+    bench.change("a", |config| config.shared = true);
+    let backend = bench.start().await;
+    backend.create(&spec("a/v")).await.unwrap();
+    let pool = bench.pool("a");
+    let answering = answer_stale(bench.mount_dead(&pool));
+    for fault in refused(&backend).await {
+        assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+        assert!(fault.to_string().contains("tale"), "{fault}");
+    }
+    timely("create elsewhere", LATER, backend.create(&spec("b/v"))).await.unwrap();
+    bench.unmount(&pool);
+    answering.join().unwrap();
+    timely("get", LATER, backend.get("a/v")).await.unwrap();
+    timely("delete", LATER, backend.delete("a/v")).await.unwrap();
+}
