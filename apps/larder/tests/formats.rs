@@ -9,7 +9,7 @@ mod support;
 use rstest::rstest;
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Command};
-use support::Site;
+use support::{Site, filled};
 
 /// Lays out a pool as the sample says, with the data that belongs to its records.
 fn lay_out(site: &Site, sample: &Value) {
@@ -187,31 +187,6 @@ fn a_group_that_another_release_cut_is_shown_restored_and_deleted_whole() {
         assert!(!site.pool.path().join(folder).exists(), "{folder}");
     }
     assert!(site.pool.path().join("snapshots/v.a").exists(), "it is in no group");
-}
-
-/// What `written` holds has the shape of the sample, as far as that goes. Returns the sample with
-/// what only this machine can know, where it says `$`.
-fn filled(sample: &Value, written: &Value, at: &str) -> Value {
-    match (sample, written) {
-        (Value::String(any), _) if any == "$" => written.clone(),
-        (Value::Object(sample), Value::Object(written)) => {
-            let of = |(key, value): (&String, &Value)| {
-                let at = format!("{at}.{key}");
-                let written = written.get(key).unwrap_or_else(|| panic!("{at} is not written"));
-                (key.clone(), filled(value, written, &at))
-            };
-            sample.iter().map(of).collect::<serde_json::Map<_, _>>().into()
-        }
-        (Value::Array(sample), Value::Array(written)) => {
-            assert_eq!(sample.len(), written.len(), "{at}");
-            let both = sample.iter().zip(written);
-            both.map(|(sample, written)| filled(sample, written, at)).collect()
-        }
-        _ => {
-            assert_eq!(sample, written, "{at}");
-            sample.clone()
-        }
-    }
 }
 
 #[rstest]

@@ -7,6 +7,7 @@ use larder_model::{
 };
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::{IsTerminal, Read},
     path::Path,
 };
@@ -43,15 +44,17 @@ pub(crate) fn replacing(
 
 fn get(file: Option<&Path>, flag: &str, prompt: &str) -> Result<String> {
     let what = || format!("read the passphrase of {flag}");
+    // One byte more than it may have, so that more is noticed: a device has no end.
+    let all = |source: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        source.take(Passphrase::LONGEST as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
+    };
     let bytes = match file {
         Some(file) if file == Path::new("-") => {
-            let mut bytes = Vec::new();
-            let most = Passphrase::LONGEST as u64 + 1;
-            let read = std::io::stdin().lock().take(most).read_to_end(&mut bytes);
-            read.map_err(|e| Fault::io(what(), e))?;
-            bytes
+            all(&mut std::io::stdin().lock()).map_err(|e| Fault::io(what(), e))?
         }
-        Some(file) => std::fs::read(file)
+        Some(file) => File::open(file)
+            .and_then(|mut open| all(&mut open))
             .map_err(|e| Fault::io(format!("{} from {}", what(), file.display()), e))?,
         None if std::io::stdin().is_terminal() => terminal::ask_secret(&format!("{prompt}: "))?,
         None => {

@@ -92,7 +92,7 @@ fn one(
     if inside.starts_with("deleting") || inside.starts_with("creating") {
         let what = format!("{device} is attached to an image that is deleted");
         let finding = finding(&OF_DELETED, what);
-        return Ok(Some(if scene.is_unused(info)? {
+        return Ok(Some(if scene.is_unused(info.device, &[&info.path])? {
             finding.by(detach(info))
         } else {
             finding.by_hand(format!("end what uses it (lsblk {device}, fuser -vm {device})"))
@@ -116,7 +116,7 @@ fn over_image(
     let native = name_in(inside);
     if native.as_deref().is_some_and(|native| driver.is_busy_with(native))
         || driver.has_device(info).is_some()
-        || !scene.is_unused(info)?
+        || !scene.is_unused(info.device, &[&info.path])?
     {
         return Ok(None);
     }

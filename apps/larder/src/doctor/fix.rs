@@ -1,6 +1,7 @@
 //! What mends a finding. Every fix can be repeated, checks once more what it acts on, and fails where
 //! that is not what was found.
 
+use super::encrypted;
 use crate::{
     cli::Target,
     commands::{answer, mounts},
@@ -8,7 +9,9 @@ use crate::{
     session::Session,
     wiring,
 };
-use larder_host::{DeviceId, Host, MountEntry, Unmount, durable, loops::Backing, luks, sockets};
+use larder_host::{
+    DeviceId, Host, MountEntry, Unmount, durable, loops::Backing, luks::Opened, sockets,
+};
 use larder_model::{DriverName, Fault, Limits, Result};
 use larder_proto::csi;
 use rustix::fs::OFlags;
@@ -57,10 +60,7 @@ pub(crate) enum Fix {
     /// Takes the limits of a device away to which nothing is attached.
     Unlimit(DeviceId),
     /// Closes an encrypted volume that nobody uses.
-    Close {
-        /// The opened device's name.
-        name: String,
-    },
+    Close(Box<Opened>),
     /// Unpublishes and unstages through the driver, which refuses what is in use.
     Release {
         /// Which.
@@ -106,7 +106,7 @@ impl fmt::Display for Fix {
             }
             Self::Thaw => f.write_str("thaw it"),
             Self::Unmount { target, .. } => write!(f, "unmount {}", target.display()),
-            Self::Close { name } => write!(f, "close {name}"),
+            Self::Close(opened) => write!(f, "close {}", opened.name),
             Self::Detach { path, .. } => write!(f, "detach {}", path.display()),
             Self::Unlimit(device) => write!(f, "take the limits of device {device} away"),
             Self::Release { volume, targets, staging, .. } => {
@@ -181,7 +181,10 @@ impl Fix {
                 let host = Host::real().with_cgroup(settings.cgroup.clone());
                 Ok(larder_host::blocking(move || unlimit(&host, device)).await?)
             }
-            Self::Close { name } => Ok(larder_host::blocking(move || luks::close(&name)).await?),
+            Self::Close(opened) => {
+                let close = move || encrypted::close(&Host::real(), &opened);
+                Ok(larder_host::blocking(close).await?)
+            }
             Self::RemoveSocket(path) => Ok(sockets::remove_dead(&path)?),
             Self::RemoveEmptyFolder(path) => Ok(remove_empty(&path)?),
             Self::Restrict { path, mode, right } => Ok(restrict(&path, mode, right)?),

@@ -182,17 +182,31 @@ impl Scene {
         })
     }
 
-    /// Whether nobody uses that loop device: not mounted, open, stacked on or published.
-    pub(crate) fn is_unused(&self, info: &LoopInfo) -> Result<bool> {
-        let shown = |entry: &MountEntry| {
-            entry.device == info.device
-                || Path::new(&entry.source) == info.path
-                || (entry.root.file_name() == info.path.file_name()
-                    && self.host.mounts.block_device(&entry.target).is_ok_and(|d| d == info.device))
-        };
-        Ok(!self.table.iter().any(shown)
-            && self.host.mounts.users_of_device(info.device)?.is_empty())
+    /// See [`is_unused`].
+    pub(crate) fn is_unused(&self, device: DeviceId, names: &[&Path]) -> Result<bool> {
+        is_unused(&self.host, &self.table, device, names)
     }
+}
+
+/// Whether nobody uses that device: not mounted, open, stacked on or published. `names` are those of its
+/// nodes.
+pub(crate) fn is_unused(
+    host: &Host,
+    table: &[MountEntry],
+    device: DeviceId,
+    names: &[&Path],
+) -> Result<bool> {
+    let is_named = |entry: &MountEntry| {
+        let root = entry.root.file_name();
+        names.iter().any(|name| name.file_name() == root)
+    };
+    let shown = |entry: &MountEntry| {
+        entry.device == device
+            || names.iter().any(|name| Path::new(&entry.source) == *name)
+            || (is_named(entry)
+                && host.mounts.block_device(&entry.target).is_ok_and(|d| d == device))
+    };
+    Ok(!table.iter().any(shown) && host.mounts.users_of_device(device)?.is_empty())
 }
 
 impl DriverScene {

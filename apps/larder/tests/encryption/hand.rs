@@ -128,7 +128,7 @@ async fn a_volume_is_mounted_grown_and_given_another_passphrase_by_hand() {
 async fn doctor_finds_and_closes_what_nobody_knows_to_be_open() {
     let mut lab = Lab::new(true).await;
     lab.create("a").await;
-    lab.stage("a", key(KEY)).await.unwrap();
+    let target = lab.open("a", KEY).await;
     lab.server.kill();
     let doctor = || {
         let told = lab.site.larder(&["doctor", "-o", "json"]);
@@ -137,6 +137,10 @@ async fn doctor_finds_and_closes_what_nobody_knows_to_be_open() {
     let told = doctor();
     assert!(!told.contains("encrypted-device-unused"), "it is staged: {told}");
     fs::remove_dir_all(lab.site.path("state")).unwrap();
+    // A pod has it, and has just not opened it.
+    let told = doctor();
+    assert!(!told.contains("encrypted-device-unused"), "it is published: {told}");
+    assert!(Command::new("umount").arg(&target).status().unwrap().success());
     let told = doctor();
     assert!(told.contains("encrypted-device-unused"), "{told}");
     assert_eq!(lab.opened().len(), 1, "looking changes nothing");

@@ -2,7 +2,7 @@
 
 use crate::{
     lab::{KEY, Lab, encrypted, key, map},
-    support::shell,
+    support::{filled, shell},
 };
 use larder_host::luks;
 use larder_proto::csi;
@@ -174,6 +174,17 @@ async fn a_volume_whose_record_a_former_release_wrote_is_opened() {
     ));
     lab.restart().await;
     let target = lab.open("v", KEY).await;
+    assert_eq!(fs::read(target.join("data")).unwrap(), b"precious");
+    // The same release's record of the node: what stands is what is asked for again.
+    lab.server.kill();
+    let sample = include_str!("../samples/format-1/node-loop-encryption.json");
+    let sample: serde_json::Value = serde_json::from_str(sample).unwrap();
+    let found = run(&format!("ls {}/*/*.json", lab.site.path("state").display()));
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(&found).unwrap()).unwrap();
+    fs::write(&found, filled(&sample, &written, "the record").to_string()).unwrap();
+    lab.restart().await;
+    lab.stage("v", map(&[])).await.unwrap();
+    lab.publish("v").await.unwrap();
     assert_eq!(fs::read(target.join("data")).unwrap(), b"precious");
     lab.close("v").await;
     lab.delete("v").await;

@@ -66,6 +66,8 @@ impl Executor {
         };
         self.blocking(move |_| {
             let header = luks::header(&device)?;
+            // While it is in use, somebody may have added one that takes more.
+            header.check_memory(encryption.memory)?;
             let places = |key| luks::unlocked_slots(&device, &header, key);
             let (of_now, of_old) = (places(&now)?, places(&old)?);
             if of_now.is_empty() && of_old.is_empty() {
