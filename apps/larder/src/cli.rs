@@ -1,7 +1,8 @@
 //! The command line: what there is, and its help.
 
 use crate::{
-    config::ServeFlags, controllers::ControllersFlags, manifests::ManifestsFlags, output::Format,
+    config::ServeFlags, controllers::ControllersFlags, kubectl::Kubectl, manifests::ManifestsFlags,
+    output::Format,
 };
 use clap::{Args, Parser, Subcommand, ValueHint};
 use larder_csi::Endpoint;
@@ -22,7 +23,8 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 exists with other \
 properties; 5 in use or not possible in this state; 6 no space or size not possible; 7 not reachable or \
-busy, try again; 8 doctor found something, or adopt left something out; 64 wrong configuration.";
+busy, try again; 8 doctor found something, kubectl why found something stuck, or adopt left something \
+out; 64 wrong configuration.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -68,6 +70,12 @@ pub(crate) enum Command {
     ///
     /// The chart asks this before it is uninstalled.
     CanUninstall(CanUninstall),
+    /// Look at the storage of a Kubernetes cluster, of any CSI driver: why something is stuck, which
+    /// volumes there are, everything for a report of a fault.
+    ///
+    /// The same as `kubectl larder`, where this program is in the PATH as kubectl-larder.
+    #[command(subcommand)]
+    Kubectl(Kubectl),
     /// Show in 15 seconds what Larder does, on real volumes, leaving nothing behind.
     Demo(Demo),
     /// Print a completion script.

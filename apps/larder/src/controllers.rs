@@ -38,7 +38,12 @@ pub(crate) async fn start(
 pub(crate) fn of_driver(settings: &Settings, of: &Kubernetes, driver: &DriverSettings) -> Options {
     let shared = driver.pools.values().all(|pool| pool.shared);
     // Nothing of ours is attached: with `attachRequired: false` nobody waits for it.
-    let which = Which::ALL.into_iter().filter(|w| *w != Which::Attacher).collect();
+    let wanted = |which: &Which| match which {
+        Which::Provisioner => true,
+        Which::Attacher => false,
+        Which::Resizer => of.resizer,
+    };
+    let which = Which::ALL.into_iter().filter(wanted).collect();
     Options {
         which,
         timeout: Duration::from_secs(10),

@@ -11,6 +11,7 @@
 //! | [`session`], [`commands`], [`output`], [`exit`] | everything else: a driver's CSI services, called by hand |
 //! | [`doctor`] | finds what is left over, lost or about to go wrong |
 //! | [`manifests`] | the objects of a Kubernetes deployment |
+//! | [`kubectl`] | a look at a cluster, also as a plugin of kubectl |
 //! | [`demo`] | what Larder does, in seconds |
 
 mod backends;
@@ -25,6 +26,7 @@ mod exit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;
+mod kubectl;
 mod logging;
 mod manifests;
 mod memory;
@@ -46,7 +48,7 @@ pub fn main() -> ExitCode {
         return larder_host::internal::main(arguments);
     }
     write_no_cores();
-    match run(Cli::parse().command) {
+    match run(Cli::parse_from(kubectl::arguments(std::env::args_os())).command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<exit::Found>() => exit::code(&error),
         Err(error) => {
@@ -110,6 +112,7 @@ fn run(command: Command) -> Result<()> {
             Command::Driver(command) => Box::pin(commands::driver::run(command)).await,
             Command::Adopt(flags) => Box::pin(commands::adopt::run(flags)).await,
             Command::CanUninstall(flags) => Box::pin(commands::uninstall::run(flags)).await,
+            Command::Kubectl(command) => Box::pin(kubectl::run(command)).await,
             Command::Doctor(flags) => Box::pin(doctor::run(flags)).await,
             Command::Demo(flags) => Box::pin(demo::run(flags)).await,
             Command::Config(_)

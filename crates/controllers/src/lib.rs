@@ -37,5 +37,6 @@ pub mod queue;
 pub mod resize;
 mod run;
 pub mod secrets;
+pub mod why;
 
 pub use run::{Capacity, Controllers, Leases, Options, Which};

@@ -48,6 +48,7 @@ log:
 namespace: {{ .Release.Namespace }}
 capacity: {{ .Values.controllers.capacity }}
 extraCreateMetadata: {{ .Values.controllers.extraCreateMetadata }}
+resizer: {{ .Values.controllers.resizer }}
 {{- end }}
 
 {{- define "larder.config.node" -}}

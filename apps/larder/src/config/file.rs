@@ -30,6 +30,19 @@ pub(crate) struct File {
     pub(crate) kubernetes: Option<Kubernetes>,
 }
 
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            namespace: None,
+            capacity: false,
+            extra_create_metadata: false,
+            resizer: true,
+            drivers: None,
+        }
+    }
+}
+
 impl Kubernetes {
     /// Whether the controllers work for this driver.
     pub(crate) fn is_for(&self, driver: &DriverName) -> bool {
@@ -37,7 +50,7 @@ impl Kubernetes {
     }
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct Kubernetes {
     /// A kubeconfig; None: `$KUBECONFIG`, or the pod's ServiceAccount.
@@ -48,6 +61,8 @@ pub(crate) struct Kubernetes {
     pub(crate) capacity: bool,
     /// Drivers are told the names of claim and volume.
     pub(crate) extra_create_metadata: bool,
+    /// Volumes grow, and VolumeAttributesClasses are put in force.
+    pub(crate) resizer: bool,
     /// Only for these drivers; None: all. The others have their controllers in another process.
     pub(crate) drivers: Option<Vec<DriverName>>,
 }

@@ -51,7 +51,16 @@ fn every_documented_command_has_help_and_a_man_page() {
 fn every_command_of_the_program_is_documented() {
     let documented = documented();
     let page = include_str!("../../../../docs/cli.md");
-    let groups = ["volume", "snapshot", "snapshot group", "pool", "driver", "config"];
+    let groups = [
+        "volume",
+        "snapshot",
+        "snapshot group",
+        "pool",
+        "driver",
+        "config",
+        "kubectl",
+        "kubectl get",
+    ];
     for group in groups {
         let words: Vec<_> = group.split(' ').chain(["--help"]).collect();
         let help = printed(&words);

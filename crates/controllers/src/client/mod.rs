@@ -14,10 +14,13 @@ pub use error::{ApiError, Asked};
 pub use limit::Priority;
 pub use watch::Event;
 
-use crate::api::{Key, List, Object, Place};
+use crate::api::{Key, List, Object, Place, Pod};
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
-use kube::client::Body;
+use kube::{
+    client::Body,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use larder_model::{Fault, Result};
 use limit::Limiter;
 use prometheus_client::{
@@ -26,7 +29,12 @@ use prometheus_client::{
     registry::Registry,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::Semaphore;
 
 /// How long an answer may take; watches excepted.
@@ -118,18 +126,13 @@ impl Kube {
     /// # Errors
     /// Where there is neither a kubeconfig nor a ServiceAccount, or it cannot be used.
     pub async fn new(access: &Access, registry: &mut Registry) -> Result<Self> {
-        let wrong = |what: String, error: &dyn std::error::Error| {
-            Fault::invalid(format!("{what}: {error}"))
-                .hint("run in a pod with a ServiceAccount, set KUBECONFIG, or name a kubeconfig")
-        };
         let file = std::env::var_os("KUBECONFIG").map(PathBuf::from).filter(|p| p != "");
         let file = file.or_else(|| access.kubeconfig.clone());
         let mut config = match file {
             Some(file) => {
                 let what = format!("read kubeconfig {}", file.display());
-                let read = kube::config::Kubeconfig::read_from(&file)
-                    .map_err(|e| wrong(what.clone(), &e))?;
-                let options = kube::config::KubeConfigOptions::default();
+                let read = Kubeconfig::read_from(&file).map_err(|e| wrong(what.clone(), &e))?;
+                let options = KubeConfigOptions::default();
                 kube::Config::from_custom_kubeconfig(read, &options)
                     .await
                     .map_err(|e| wrong(what, &e))?
@@ -141,6 +144,33 @@ impl Kube {
             config.cluster_url =
                 server.parse().map_err(|e| wrong(format!("use API server {server:?}"), &e))?;
         }
+        Self::with(config, access, registry)
+    }
+
+    /// As a person's kubectl: with the kubeconfig that is named, else `$KUBECONFIG` (also several
+    /// files), else `~/.kube/config`, else the pod's ServiceAccount.
+    ///
+    /// # Errors
+    /// As [`Kube::new`].
+    pub async fn for_person(file: Option<&Path>, context: Option<&str>) -> Result<Self> {
+        let read = match file {
+            Some(file) => Kubeconfig::read_from(file),
+            None => Kubeconfig::read(),
+        };
+        let options =
+            KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+        let config = match read {
+            Ok(read) => kube::Config::from_custom_kubeconfig(read, &options).await,
+            Err(error) if file.is_none() && context.is_none() => {
+                kube::Config::incluster().map_err(|_| error)
+            }
+            Err(error) => Err(error),
+        };
+        let config = config.map_err(|e| wrong("read the kubeconfig".to_owned(), &e))?;
+        Self::with(config, &Access::default(), &mut Registry::default())
+    }
+
+    fn with(mut config: kube::Config, access: &Access, registry: &mut Registry) -> Result<Self> {
         let agent = access
             .agent
             .parse()
@@ -196,12 +226,22 @@ impl Kube {
         &self,
         namespace: &str,
         query: &str,
+        page: impl FnMut(Vec<T>),
+    ) -> Result<String, ApiError> {
+        self.pages(T::PLACE, namespace, query, page).await
+    }
+
+    async fn pages<T: DeserializeOwned>(
+        &self,
+        place: Place,
+        namespace: &str,
+        query: &str,
         mut page: impl FnMut(Vec<T>),
     ) -> Result<String, ApiError> {
         let key = Key::new(namespace, "");
         let mut next = String::new();
         loop {
-            let mut ask = Ask::new::<T>("list", Method::GET, &key, "");
+            let mut ask = Ask::of(place, "list", Method::GET, &key, "");
             ask.uri.push_str(&format!("?limit={PAGE}&{query}"));
             if !next.is_empty() {
                 ask.uri.push_str("&continue=");
@@ -214,6 +254,51 @@ impl Kube {
             }
             next = list.metadata.next;
         }
+    }
+
+    /// An object as the API server tells it, of any kind; None where there is none. For looking,
+    /// not for controllers.
+    ///
+    /// # Errors
+    /// Everything but "not found".
+    pub async fn look(&self, place: Place, key: &Key) -> Result<Option<Value>, ApiError> {
+        let ask = Ask::of(place, "get", Method::GET, key, "");
+        match self.ask::<Value>(ask, Priority::Fresh).await {
+            Ok(object) => Ok(Some(plain(object))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Kube::look`], all objects of a kind, page by page. `query` as in [`Kube::list`].
+    ///
+    /// # Errors
+    /// Of the first page that could not be had.
+    pub async fn look_all(
+        &self,
+        place: Place,
+        namespace: &str,
+        query: &str,
+        mut page: impl FnMut(Vec<Value>),
+    ) -> Result<(), ApiError> {
+        let parsed = |items: Vec<Value>| page(items.into_iter().map(plain).collect());
+        self.pages(place, namespace, query, parsed).await.map(drop)
+    }
+
+    /// A page that is no object: a log, what a pod serves.
+    ///
+    /// # Errors
+    /// As [`Kube::look`]; "not found" included.
+    pub async fn page(&self, path: &str) -> Result<String, ApiError> {
+        let mut ask = Ask::of(Pod::PLACE, "get", Method::GET, &Key::default(), "");
+        path.clone_into(&mut ask.uri);
+        let text = self.once(&ask, Priority::Fresh).await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// The namespace of the kubeconfig's context.
+    pub fn namespace(&self) -> &str {
+        self.0.client.default_namespace()
     }
 
     /// Makes an object; `object` is the whole of it.
@@ -345,6 +430,11 @@ impl Kube {
     }
 }
 
+fn wrong(what: String, error: &dyn std::error::Error) -> Fault {
+    Fault::invalid(format!("{what}: {error}"))
+        .hint("run in a pod with a ServiceAccount, set KUBECONFIG, or name a kubeconfig")
+}
+
 /// The body of a failure.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -354,6 +444,14 @@ struct StatusBody {
     message: String,
 }
 
+/// Without what only the API server's own bookkeeping needs: often half of an object.
+fn plain(mut object: Value) -> Value {
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.remove("managedFields");
+    }
+    object
+}
+
 impl Ask {
     fn new<T: Object>(
         verb: &'static str,
@@ -361,7 +459,16 @@ impl Ask {
         key: &Key,
         subresource: &'static str,
     ) -> Self {
-        let place: Place = T::PLACE;
+        Self::of(T::PLACE, verb, method, key, subresource)
+    }
+
+    fn of(
+        place: Place,
+        verb: &'static str,
+        method: Method,
+        key: &Key,
+        subresource: &'static str,
+    ) -> Self {
         let mut uri = place.path(&key.namespace);
         for part in [key.name.as_str(), subresource] {
             if !part.is_empty() {
