@@ -36,6 +36,7 @@ pub(crate) enum Command {
     ///
     /// Takes the place of external-provisioner, external-attacher and external-resizer; takes their
     /// flags.
+    #[command(args_override_self = true)]
     Controllers(Box<ControllersFlags>),
     /// Create, mount, grow and delete volumes.
     #[command(subcommand, visible_alias = "vol")]
@@ -511,7 +512,7 @@ pub(crate) struct Adopt {
 #[derive(Debug, Args)]
 pub(crate) struct CanUninstall {
     /// CSI names of the drivers.
-    #[arg(required = true, value_name = "DRIVER")]
+    #[arg(value_name = "DRIVER")]
     pub(crate) drivers: Vec<larder_model::DriverName>,
     /// A kubeconfig [default: $KUBECONFIG, or the pod's ServiceAccount].
     #[arg(long, value_hint = ValueHint::FilePath)]

@@ -16,8 +16,10 @@ use std::time::Duration;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod flags;
+mod go;
 
 pub(crate) use flags::ControllersFlags;
+pub(crate) use go::arguments;
 
 /// The controllers of `larder serve`: for its own drivers, in this process.
 pub(crate) async fn start(
@@ -71,20 +73,26 @@ pub(crate) fn of_driver(settings: &Settings, of: &Kubernetes, driver: &DriverSet
 
 /// Runs `larder controllers`.
 pub(crate) async fn run(flags: ControllersFlags) -> Result<()> {
-    logging::start(flags.log_format, &flags.log_level)?;
+    logging::start(flags.log_format, flags.log_level())?;
+    if let Some(names) = flags.ignored.names() {
+        tracing::info!("these arguments change nothing here: {names}");
+    }
     let options = flags.options()?;
     let access = flags.access();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     serve::watch_signals(stop.clone())?;
     let client = Client::connect(&flags.csi_address)?;
-    let name = stop.run_until_cancelled(name(&client)).await;
+    let name = stop.run_until_cancelled(name(&client, options.timeout)).await;
     let Some(name) = name.transpose()? else { return Ok(()) };
     let mut registry = Registry::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let controllers = Controllers::start(&access, [name], &host, &mut registry).await?;
-    if let Some(address) = flags.http_endpoint {
+    if let Some(address) = flags.http().await? {
         let leases = Some(controllers.health());
-        let pages = http::Pages { registry, ready: Box::new(|| Ok(())), leases };
+        let of = controllers.clone();
+        let ready = Box::new(move || of.ready());
+        let metrics = flags.metrics_path.clone();
+        let pages = http::Pages { registry, ready, leases, metrics };
         let (bound, serving) = http::serve(address, pages, stop.clone()).await?;
         tracing::info!(address = %bound, "http is served");
         tasks.spawn(serving);
@@ -98,17 +106,22 @@ pub(crate) async fn run(flags: ControllersFlags) -> Result<()> {
 }
 
 /// The driver's name, once it answers.
-async fn name(client: &Client) -> larder_model::Result<String> {
+async fn name(client: &Client, timeout: Duration) -> larder_model::Result<String> {
     loop {
         let asked = larder_proto::csi::GetPluginInfoRequest {};
-        match client.identity().get_plugin_info(asked).await {
-            Ok(answer) => return Ok(answer.into_inner().name),
-            Err(status) if status.code() == tonic::Code::Unavailable => {
-                tracing::warn!("waiting for the driver: {}", status.message());
-                tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut identity = client.identity();
+        // A socket may take connections and answer nothing.
+        let answer = tokio::time::timeout(timeout, identity.get_plugin_info(asked)).await;
+        let why = match answer {
+            Ok(Ok(answer)) => return Ok(answer.into_inner().name),
+            Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
+                status.message().to_owned()
             }
-            Err(status) => return Err(larder_csi::client::fault(&status)),
-        }
+            Ok(Err(status)) => return Err(larder_csi::client::fault(&status)),
+            Err(_) => format!("no answer in {timeout:?}"),
+        };
+        tracing::warn!("waiting for the driver: {why}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -9,7 +9,10 @@ use axum::{
 };
 use larder_model::{Fault, Result};
 use prometheus_client::registry::Registry;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 use tokio_util::sync::CancellationToken;
 
 /// What the pages show.
@@ -20,6 +23,8 @@ pub(crate) struct Pages {
     pub(crate) ready: Box<dyn Fn() -> std::result::Result<(), String> + Send + Sync>,
     /// Whether the controllers of this process lead only while they hold their Leases.
     pub(crate) leases: Option<larder_controllers::lease::Health>,
+    /// Where the metrics are.
+    pub(crate) metrics: String,
 }
 
 impl std::fmt::Debug for Pages {
@@ -30,7 +35,7 @@ impl std::fmt::Debug for Pages {
 
 fn router(pages: Arc<Pages>) -> Router {
     Router::new()
-        .route("/metrics", get(metrics))
+        .route(&pages.metrics, get(metrics))
         // Alive is whoever answers; a process that cannot do its work yet is not ready, but killing
         // it would not help.
         .route("/healthz", get(|| async { "ok" }))
@@ -48,7 +53,13 @@ pub(crate) async fn serve(
     pages: Pages,
     stop: CancellationToken,
 ) -> Result<(SocketAddr, impl Future<Output = ()>)> {
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| {
+    let mut listener = tokio::net::TcpListener::bind(address).await;
+    if listener.is_err() && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        // `[::]` is every address, of both versions; a kernel without version 6 has only the others.
+        let every = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
+        listener = tokio::net::TcpListener::bind(every).await;
+    }
+    let listener = listener.map_err(|e| {
         Fault::precondition(format!("serve http on {address}"))
             .because(e)
             .hint("choose another --http")

@@ -48,7 +48,9 @@ pub fn main() -> ExitCode {
         return larder_host::internal::main(arguments);
     }
     write_no_cores();
-    match run(Cli::parse_from(kubectl::arguments(std::env::args_os())).command) {
+    match run(
+        Cli::parse_from(controllers::arguments(kubectl::arguments(std::env::args_os()))).command
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<exit::Found>() => exit::code(&error),
         Err(error) => {

@@ -66,7 +66,8 @@ pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
         let (seen, known) = (drivers.clone(), known.clone());
         let leases = controllers.as_ref().map(|(controllers, _)| controllers.health());
         let ready = Box::new(move || ready(&seen, &known));
-        let pages = http::Pages { registry, ready, leases };
+        let metrics = "/metrics".to_owned();
+        let pages = http::Pages { registry, ready, leases, metrics };
         let (bound, serving) = http::serve(address, pages, stop.clone()).await?;
         tracing::info!(address = %bound, "http is served");
         tasks.spawn(serving);

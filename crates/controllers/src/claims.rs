@@ -50,7 +50,10 @@ pub(crate) async fn write(
             Err(error) => return Err(error),
         }
         match kube.get::<Claim>(&key, Priority::Fresh).await? {
-            Some(new) if new.metadata.uid == uid => now = Arc::new(new),
+            Some(new) if new.metadata.uid == uid => {
+                cache.claims.apply(new.clone());
+                now = Arc::new(new);
+            }
             _ => return Ok(None),
         }
     }

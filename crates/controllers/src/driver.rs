@@ -23,6 +23,11 @@ const BUCKETS: [f64; 13] =
     [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
 /// How long to wait before a driver that is not ready is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often a driver that works is asked whether it is still there.
+const LOOK: Duration = Duration::from_secs(3);
+/// How long nobody has answered at its socket when a driver is gone: the update of a container takes
+/// less.
+const GONE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabels {
@@ -136,6 +141,25 @@ impl Driver {
     /// What it can do.
     pub fn can(&self) -> &Can {
         &self.can
+    }
+
+    /// Waits until nobody has answered at its socket for a while. One that is slow, or not ready, is
+    /// there.
+    pub async fn gone(&self) {
+        let mut since = None;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let answer = self.probe(csi::ProbeRequest {}).await;
+            let absent = matches!(&answer, Err(status) if status.code() == Code::Unavailable);
+            if !absent {
+                since = None;
+                continue;
+            }
+            let since = *since.get_or_insert_with(tokio::time::Instant::now);
+            if since.elapsed() >= GONE {
+                return;
+            }
+        }
     }
 
     /// How long one call may take.

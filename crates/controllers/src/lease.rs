@@ -140,7 +140,12 @@ pub struct Candidate {
     seats: Vec<Seat>,
     standing: Arc<watch::Sender<Standing>>,
     health: Health,
+    /// When the last round began after which all were held: no Lease was renewed before that.
+    renewed: Instant,
 }
+
+/// How long after a round that failed the next one is tried, by a leader.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// How much longer than its Lease a leader may live before it is said to be ill.
 const ILL: Duration = Duration::from_secs(20);
@@ -190,7 +195,8 @@ impl Candidate {
             held: false,
         };
         let seats = election.names.iter().map(seat).collect();
-        Self { kube, election, seats, standing: Arc::default(), health: Health::default() }
+        let (standing, health) = (Arc::default(), Health::default());
+        Self { kube, election, seats, standing, health, renewed: Instant::now() }
     }
 
     /// Tells that one how it stands, too.
@@ -210,7 +216,10 @@ impl Candidate {
     /// Waits until we lead. Cancelling it keeps what was taken until it runs out.
     pub async fn win(&mut self) {
         loop {
-            if self.round().await {
+            let begun = Instant::now();
+            // What took so long is near its end already.
+            if self.round().await && begun.elapsed() < self.election.deadline {
+                self.renewed = begun;
                 tracing::info!(lease = ?self.election.names, "this process leads");
                 self.standing.send_replace(Standing::Leads);
                 self.health.renewed(self.name(), self.election.duration);
@@ -223,21 +232,27 @@ impl Candidate {
     /// Leads until it cannot any more, or `stop`. Whoever works for the leader must stop at once when
     /// this returns.
     pub async fn keep(&mut self, stop: &CancellationToken) {
-        let mut renewed = Instant::now();
+        // Sooner than the period of those who look, so that one lost answer costs nothing.
+        let usual = self.election.period.min(self.election.deadline / 4);
+        let mut pause = usual;
         while !stop.is_cancelled() {
-            // Sooner than the period of those who look, so that one lost answer costs nothing.
-            let pause = self.election.period.min(self.election.deadline / 4);
+            let left = self.election.deadline.saturating_sub(self.renewed.elapsed());
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pause.min(left)) => {}
             }
-            let left = self.election.deadline.saturating_sub(renewed.elapsed());
+            let begun = Instant::now();
+            let left = self.election.deadline.saturating_sub(self.renewed.elapsed());
             if let Ok(true) = tokio::time::timeout(left, self.round()).await {
-                renewed = Instant::now();
+                // Counted from its begin: the first Lease of the round was renewed soon after.
+                self.renewed = begun;
                 self.health.renewed(self.name(), self.election.duration);
+                pause = usual;
+            } else {
+                pause = usual.min(AGAIN);
             }
             let taken = self.seats.iter().any(|s| !s.held && s.held_by_other(&self.election));
-            if taken || renewed.elapsed() >= self.election.deadline {
+            if taken || self.renewed.elapsed() >= self.election.deadline {
                 tracing::error!(lease = ?self.election.names, taken, "the lease is lost");
                 break;
             }
@@ -289,20 +304,18 @@ impl Candidate {
 
     /// Looks at a seat; a holder knows it by its last write.
     async fn look(&mut self, i: usize) -> Result<(), ApiError> {
-        let seat = &mut self.seats[i];
-        if !seat.held {
-            match self.kube.get::<Lease>(&seat.key, Priority::Urgent).await? {
-                Some(lease) => seat.see(lease),
-                None => seat.seen = None,
-            }
+        let Self { kube, election, seats, .. } = self;
+        match seats[i].held {
+            true => Ok(()),
+            false => seats[i].read(kube, election).await,
         }
-        Ok(())
     }
 
     async fn take(&mut self, i: usize) -> Result<(), ApiError> {
         let Self { kube, election, seats, .. } = self;
         let seat = &mut seats[i];
         let patch = seat.claim(election);
+        let priority = Priority::Urgent;
         let written = match &seat.seen {
             None => {
                 let whole = json!({
@@ -311,10 +324,13 @@ impl Candidate {
                     "metadata": {"name": seat.key.name, "namespace": seat.key.namespace, "labels": election.labels},
                     "spec": patch["spec"],
                 });
-                kube.create::<Lease>(&election.namespace, &whole, Priority::Urgent).await
+                let create = kube.create::<Lease>(&election.namespace, &whole, priority);
+                soon(election, "create", &seat.key, create).await
             }
             Some(_) => {
-                kube.patch::<Lease>(&seat.key, "", &Patch::Merge(patch), Priority::Urgent).await
+                let patch = Patch::Merge(patch);
+                let patch = kube.patch::<Lease>(&seat.key, "", &patch, priority);
+                soon(election, "patch", &seat.key, patch).await
             }
         };
         match written {
@@ -323,23 +339,44 @@ impl Candidate {
                 seat.held = true;
                 Ok(())
             }
-            // Somebody wrote in between, or it is gone: look again the next time.
+            // Somebody wrote in between, or it is gone: look again the next time. Or it was our own
+            // write, whose answer was lost.
             Err(error)
                 if error.is_conflict() || error.is_already_exists() || error.is_not_found() =>
             {
                 seat.held = false;
-                match kube.get::<Lease>(&seat.key, Priority::Urgent).await? {
-                    Some(lease) => seat.see(lease),
-                    None => seat.seen = None,
-                }
-                Ok(())
+                seat.read(kube, election).await
             }
             Err(error) => Err(error),
         }
     }
 }
 
+/// No request about a Lease may use up the time of the next: a connection that is silently dead (a
+/// load balancer that was replaced) costs one request, and the next has a connection of its own.
+async fn soon<T>(
+    election: &Election,
+    verb: &'static str,
+    key: &Key,
+    request: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    let most = election.deadline / 3;
+    tokio::time::timeout(most, request)
+        .await
+        .unwrap_or_else(|_| Err(ApiError::silent::<Lease>(verb, key, most)))
+}
+
 impl Seat {
+    /// Reads it.
+    async fn read(&mut self, kube: &Kube, election: &Election) -> Result<(), ApiError> {
+        let (key, priority) = (self.key.clone(), Priority::Urgent);
+        match soon(election, "get", &key, kube.get::<Lease>(&key, priority)).await? {
+            Some(lease) => self.see(lease),
+            None => self.seen = None,
+        }
+        Ok(())
+    }
+
     /// Remembers since when it looks like this.
     fn see(&mut self, lease: Lease) {
         self.version = lease.metadata.resource_version;

@@ -25,20 +25,24 @@ use std::{
 };
 use tokio::{
     sync::{Notify, Semaphore},
+    task::JoinSet,
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 const LANES: usize = 4;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
+    driver: Arc<str>,
     name: String,
 }
 
 /// The metrics of all queues of a process, named as those of Go controllers.
 #[derive(Debug, Clone)]
 pub struct QueueMetrics {
+    /// Whose queues are measured; several drivers of a process have queues of one name.
+    driver: Arc<str>,
     depth: Family<QueueLabels, Gauge>,
     adds: Family<QueueLabels, Counter>,
     retries: Family<QueueLabels, Counter>,
@@ -52,6 +56,7 @@ impl QueueMetrics {
         // 10 ns to 10 s by tens, as Go has it.
         let new: fn() -> Histogram = || Histogram::new((0..10).map(|i| 1e-8 * 10f64.powi(i)));
         let metrics = Self {
+            driver: "".into(),
             depth: Family::default(),
             adds: Family::default(),
             retries: Family::default(),
@@ -72,6 +77,11 @@ impl QueueMetrics {
             metrics.worked.clone(),
         );
         metrics
+    }
+
+    /// Those of that driver.
+    pub fn of(&self, driver: &str) -> Self {
+        Self { driver: driver.into(), ..self.clone() }
     }
 }
 
@@ -136,12 +146,20 @@ struct State<K> {
     lanes: [VecDeque<K>; LANES],
     /// Keys that wait: in which lane, and since when.
     waiting: HashMap<K, (Priority, Instant)>,
-    /// Keys that are worked on: whether, and how urgently, they were added meanwhile.
-    working: HashMap<K, Option<Priority>>,
+    /// Keys that are worked on: whether they were added meanwhile, and how.
+    working: HashMap<K, Option<Again>>,
     failures: HashMap<K, u32>,
     delayed: BTreeMap<(Instant, u64), (K, Priority)>,
     due: HashMap<K, (Instant, u64)>,
     number: u64,
+}
+
+/// How a key was added while it was worked on.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    priority: Priority,
+    /// By [`Queue::now`]: the work of before may have failed of what is over by now.
+    now: bool,
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
@@ -157,7 +175,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
             number: 0,
         };
         Self(Arc::new(Inner {
-            labels: QueueLabels { name: name.to_owned() },
+            labels: QueueLabels { driver: metrics.driver.clone(), name: name.to_owned() },
             metrics: metrics.clone(),
             backoff,
             state: Mutex::new(state),
@@ -172,15 +190,16 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
             if state.due.contains_key(&key) && state.failures.contains_key(&key) {
                 return;
             }
-            state.add(key, priority);
+            state.add(key, priority, false);
         });
     }
 
-    /// As [`Queue::add`], and ends any delay: what made `key` fail may be over.
+    /// As [`Queue::add`], and ends any delay: what made `key` fail may be over. Work that goes on now
+    /// and fails has its next attempt at once, too.
     pub fn now(&self, key: K, priority: Priority) {
         self.with(|state| {
             state.undelay(&key);
-            state.add(key, priority);
+            state.add(key, priority, true);
         });
     }
 
@@ -205,12 +224,13 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     }
 
     /// Works on keys, `workers` at a time, until `stop`; then waits for those that are worked on.
+    /// Who drops this ends them at once, wherever they wait: a leader that has lost its Lease.
     pub async fn run<F, W>(&self, workers: usize, stop: CancellationToken, work: F)
     where
         F: Fn(K) -> W + Send + Sync + 'static,
         W: Future<Output = Next> + Send + 'static,
     {
-        let tasks = TaskTracker::new();
+        let mut tasks = JoinSet::new();
         let slots = Arc::new(Semaphore::new(workers.max(1)));
         let work = Arc::new(work);
         loop {
@@ -219,6 +239,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
                 break;
             };
             let Some(key) = stop.run_until_cancelled(self.take()).await else { break };
+            while tasks.try_join_next().is_some() {}
             let (queue, work) = (self.clone(), work.clone());
             tasks.spawn(async move {
                 let mut working = Working { queue, key: Some(key.clone()), since: Instant::now() };
@@ -227,8 +248,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
                 drop(slot);
             });
         }
-        tasks.close();
-        tasks.wait().await;
+        while tasks.join_next().await.is_some() {}
     }
 
     async fn take(&self) -> K {
@@ -282,9 +302,11 @@ fn seconds(since: Instant) -> f64 {
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
-    fn add(&mut self, key: K, priority: Priority) {
+    fn add(&mut self, key: K, priority: Priority, now: bool) {
         if let Some(again) = self.working.get_mut(&key) {
-            *again = Some(again.map_or(priority, |p| p.min(priority)));
+            let before = again.unwrap_or(Again { priority, now });
+            let priority = before.priority.min(priority);
+            *again = Some(Again { priority, now: before.now || now });
             return;
         }
         let since = match self.waiting.get(&key) {
@@ -325,7 +347,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         while let Some(entry) = self.delayed.first_entry().filter(|e| e.key().0 <= now) {
             let (key, priority) = entry.remove();
             self.due.remove(&key);
-            self.add(key, priority);
+            self.add(key, priority, false);
         }
     }
 
@@ -359,6 +381,8 @@ impl<K: Clone + Eq + Hash + Send + 'static> Working<K> {
                     state.failures.remove(&key);
                 }
                 Next::After(delay) => state.delay(key.clone(), delay, Priority::Retry),
+                // What it failed of may have ended while it was worked on.
+                Next::Retry if again.is_some_and(|again| again.now) => {}
                 Next::Retry => {
                     let failures = state.failures.entry(key.clone()).or_insert(0);
                     let delay = backoff.after(*failures);
@@ -367,8 +391,8 @@ impl<K: Clone + Eq + Hash + Send + 'static> Working<K> {
                     return state.delay(key, delay, Priority::Retry);
                 }
             }
-            if let Some(priority) = again {
-                state.add(key, priority);
+            if let Some(Again { priority, .. }) = again {
+                state.add(key, priority, false);
             }
         });
     }

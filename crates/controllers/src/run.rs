@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! Controllers::start ── serve(driver) ─▶ met ─▶ watches that it needs ─▶ leader? ─▶ loops
-//!                                                                  ▲                 │
-//!                                                                  └── lease lost ◀──┘
+//!                            ▲                                     ▲                 │
+//!                            │                                     └── lease lost ◀──┤
+//!                            └──── Leases given back ◀── driver gone (Probe) ◀───────┘
 //! ```
+//! Who has lost its Lease drops what it works on, wherever that waits: what it does later could undo
+//! what the next leader has done. Who is told to stop finishes it.
 
 use crate::{
     api::{AttributesClass, Key, Object, Owner, Pod, Reference, ReplicaSet},
@@ -30,7 +33,7 @@ use prometheus_client::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -48,6 +51,8 @@ pub struct Leases {
     pub period: Duration,
     /// `--leader-election-labels`
     pub labels: BTreeMap<String, String>,
+    /// Gate ReleaseLeaderElectionOnExit.
+    pub release: bool,
 }
 
 impl Leases {
@@ -55,7 +60,7 @@ impl Leases {
     pub fn new(namespace: &str) -> Self {
         let Election { duration, deadline, period, .. } = Election::new(Vec::new(), namespace, "");
         let (namespace, labels) = (namespace.to_owned(), BTreeMap::new());
-        Self { namespace, duration, deadline, period, labels }
+        Self { namespace, duration, deadline, period, labels, release: true }
     }
 }
 
@@ -130,6 +135,20 @@ struct Can {
 }
 
 impl Can {
+    /// Whether there is anything to do: a process that leads and has nothing to do would keep others
+    /// from it.
+    fn is_anything(self, driver: &Driver, options: &Options) -> Result<()> {
+        let others = options.which.iter().any(|which| *which != Which::Resizer);
+        if others || self.grows.is_some() || self.modifies {
+            return Ok(());
+        }
+        let name = driver.name();
+        Err(Fault::unsupported(format!(
+            "grow and change volumes of driver {name}: it can do neither"
+        ))
+        .hint("leave `resizer` out of --controllers"))
+    }
+
     /// The kinds that the controllers must see.
     fn watched(self, driver: &Driver, options: &Options, local: bool) -> BTreeSet<Watched> {
         let mut kinds = BTreeSet::new();
@@ -157,6 +176,15 @@ struct LeaseLabels {
     name: String,
 }
 
+/// Why the work for a driver has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// As it was told to.
+    Stopped,
+    /// The driver does not answer any more.
+    DriverGone,
+}
+
 /// What the drivers of a process share.
 #[derive(Debug, Clone)]
 pub struct Controllers(Arc<Inner>);
@@ -173,6 +201,8 @@ struct Inner {
     provisioned: provision::Metrics,
     leads: Family<LeaseLabels, Gauge>,
     health: lease::Health,
+    /// The drivers that are waited for.
+    away: Mutex<BTreeSet<String>>,
     host: String,
     tasks: TaskTracker,
     /// Ends the watches and events, once the loops have ended.
@@ -190,12 +220,21 @@ impl Controllers {
         host: &str,
         registry: &mut Registry,
     ) -> Result<Self> {
-        let kube = Kube::new(access, registry).await?;
+        Ok(Self::over(Kube::new(access, registry).await?, drivers, host, registry))
+    }
+
+    /// As [`Controllers::start`], over a client that is there already.
+    pub fn over(
+        kube: Kube,
+        drivers: impl IntoIterator<Item = String>,
+        host: &str,
+        registry: &mut Registry,
+    ) -> Self {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
         let leads = Family::default();
         let help = "Whether this process leads (1), by lease";
         registry.register("leader_election_master_status", help, Family::clone(&leads));
-        Ok(Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             events: Events::start(kube.clone(), registry, &tasks, end.clone()),
             kube,
             cache: Cache::new(),
@@ -206,39 +245,71 @@ impl Controllers {
             provisioned: provision::Metrics::register(registry),
             leads,
             health: lease::Health::default(),
+            away: Mutex::default(),
             host: host.to_owned(),
             tasks,
             end,
-        })))
+        }))
     }
 
-    /// Works for a driver until `stop`.
+    /// Works for a driver until `stop`. A driver that is gone is waited for, its Leases given back to
+    /// those whose driver is there, and asked anew what it can do.
     ///
     /// # Errors
-    /// Where the driver cannot be worked with at all.
+    /// Where the driver cannot be worked with at all, or there is nothing to do for it.
     pub async fn serve(
         &self,
         client: Client,
-        mut options: Options,
+        options: Options,
         stop: CancellationToken,
     ) -> Result<()> {
-        let meeting = Driver::meet(client, options.timeout, self.0.calls.clone());
-        let Some(met) = stop.run_until_cancelled(meeting).await else { return Ok(()) };
-        let driver =
-            met.map_err(|status| larder_csi::client::fault(&status).during("meet the driver"))?;
+        let mut known = None;
+        loop {
+            let meeting = Driver::meet(client.clone(), options.timeout, self.0.calls.clone());
+            let Some(met) = stop.run_until_cancelled(meeting).await else { return Ok(()) };
+            let driver =
+                met.map_err(|status| larder_csi::client::fault(&status).during("meet the driver"))?;
+            self.away().remove(driver.name());
+            let name = known.get_or_insert_with(|| driver.name().to_owned());
+            if name != driver.name() {
+                return Err(Fault::precondition(format!(
+                    "work for driver {name}: behind its socket is driver {} by now",
+                    driver.name()
+                ))
+                .hint("start this process again, for that driver"));
+            }
+            let serving = self.serve_met(driver.clone(), options.clone(), &stop);
+            match serving.await? {
+                Over::Stopped => return Ok(()),
+                Over::DriverGone => {
+                    tracing::warn!(driver = driver.name(), "the driver is gone: waiting for it");
+                }
+            }
+        }
+    }
+
+    /// Works for a driver that has just said what it can do.
+    async fn serve_met(
+        &self,
+        driver: Driver,
+        mut options: Options,
+        stop: &CancellationToken,
+    ) -> Result<Over> {
         let local = match &options.local_node {
             Some(node) => Some(local(&driver, node).await?),
             None => None,
         };
         if let Some(of) = &options.capacity {
             let Some(told) = stop.run_until_cancelled(self.capacity(of)).await else {
-                return Ok(());
+                return Ok(Over::Stopped);
             };
             options.provision.capacity = Some(told?);
         }
         let Some(can) = stop.run_until_cancelled(self.can(&driver, &options)).await else {
-            return Ok(());
+            return Ok(Over::Stopped);
         };
+        let can = can?;
+        can.is_anything(&driver, &options)?;
         self.watch(&can.watched(&driver, &options, local.is_some()));
         tracing::info!(
             driver = driver.name(),
@@ -246,30 +317,76 @@ impl Controllers {
             which = ?options.which,
             "controllers work for the driver"
         );
-        let work = |stop| self.work(driver.clone(), can, options.clone(), local.clone(), stop);
+        let work = || self.work(driver.clone(), can, options.clone(), local.clone(), stop.clone());
         let (None, Some(leases)) = (&local, &options.leases) else {
-            work(stop).await;
-            return Ok(());
+            return Ok(tokio::select! {
+                () = work() => Over::Stopped,
+                () = self.gone(&driver) => Over::DriverGone,
+            });
         };
         let mut candidate = self.candidate(driver.name(), &options.which, leases);
         loop {
-            if stop.run_until_cancelled(candidate.win()).await.is_none() {
-                return Ok(());
+            tokio::select! {
+                () = stop.cancelled() => return Ok(Over::Stopped),
+                // Another process, whose driver is there, should lead.
+                () = self.gone(&driver) => {
+                    candidate.release().await;
+                    return Ok(Over::DriverGone);
+                }
+                () = candidate.win() => {}
             }
-            let (lead, over) = (stop.child_token(), CancellationToken::new());
+            let (lost, over) = (CancellationToken::new(), CancellationToken::new());
             let working = async {
-                work(lead.clone()).await;
+                let ended = lost.run_until_cancelled(async {
+                    tokio::select! {
+                        () = work() => Over::Stopped,
+                        () = self.gone(&driver) => Over::DriverGone,
+                    }
+                });
+                let ended = ended.await;
                 over.cancel();
+                ended
             };
             let holding = async {
                 candidate.keep(&over).await;
-                lead.cancel();
+                lost.cancel();
             };
-            tokio::join!(working, holding);
-            if stop.is_cancelled() {
+            let (ended, ()) = tokio::join!(working, holding);
+            if stop.is_cancelled() || ended == Some(Over::DriverGone) {
                 // Nothing works any more: the next leader need not wait.
-                candidate.release().await;
-                return Ok(());
+                if leases.release || ended == Some(Over::DriverGone) {
+                    candidate.release().await;
+                }
+                return Ok(ended.unwrap_or(Over::Stopped));
+            }
+            // Whoever took it is let be; nothing here asks in a circle.
+            if stop.run_until_cancelled(tokio::time::sleep(leases.period)).await.is_none() {
+                return Ok(Over::Stopped);
+            }
+        }
+    }
+
+    /// Waits until the driver is gone, and remembers that.
+    async fn gone(&self, driver: &Driver) {
+        driver.gone().await;
+        self.away().insert(driver.name().to_owned());
+    }
+
+    fn away(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `/readyz` says of the drivers behind sockets.
+    ///
+    /// # Errors
+    /// Which drivers are gone.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        let away = self.away();
+        match away.is_empty() {
+            true => Ok(()),
+            false => {
+                let names: Vec<_> = away.iter().map(String::as_str).collect();
+                Err(format!("waiting for {}: the driver does not answer", names.join(", ")))
             }
         }
     }
@@ -331,9 +448,9 @@ impl Controllers {
     }
 
     /// What of the resizer there is to do.
-    async fn can(&self, driver: &Driver, options: &Options) -> Can {
+    async fn can(&self, driver: &Driver, options: &Options) -> Result<Can> {
         if !options.which.contains(&Which::Resizer) {
-            return Can::default();
+            return Ok(Can::default());
         }
         let mut modifies = modify::works_for(driver, &options.modify);
         if modifies {
@@ -351,7 +468,7 @@ impl Controllers {
                 Ok(_) | Err(_) => {}
             }
         }
-        Can { grows: resize::grows(driver).await, modifies }
+        Ok(Can { grows: resize::grows(driver).await?, modifies })
     }
 
     async fn work(
@@ -363,6 +480,7 @@ impl Controllers {
         stop: CancellationToken,
     ) {
         let Inner { kube, cache, events, host, provisioned, queues, .. } = &*self.0;
+        let queues = queues.of(driver.name());
         let runs = |which| options.which.contains(&which);
         let provisions = runs(Which::Provisioner).then(|| {
             let component = format!("{}_{host}_{}", driver.name(), uuid::Uuid::new_v4());

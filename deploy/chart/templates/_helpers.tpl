@@ -35,10 +35,30 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- range $key, $driver := .Values.drivers }}{{ if $driver.enabled }}{{ include "larder.shared" $driver }}{{ end }}{{ end }}
 {{- end }}
 
+{{- /* Nothing but a message where a driver has pools of both kinds: its controllers run either on the
+       nodes or in the Deployment. */ -}}
+{{- define "larder.checked" -}}
+{{- range $key, $driver := .Values.drivers }}
+{{- if $driver.enabled }}
+{{- if include "larder.shared" $driver }}
+{{- range $name, $pool := $driver.pools }}
+{{- if not $pool.shared }}
+{{- fail (printf "drivers.%s has shared pools, and pool %s is not: make it a driver of its own" $key $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "larder.config.common" -}}
 kubeletDir: {{ .Values.kubelet.root | quote }}
 stateDir: /run/larder/state
+{{- if contains ":" .Values.metrics.address }}
+http: {{ printf "[%s]:%v" .Values.metrics.address .Values.metrics.port | quote }}
+{{- else }}
 http: {{ printf "%s:%v" .Values.metrics.address .Values.metrics.port | quote }}
+{{- end }}
 log:
   level: {{ .Values.log.level | quote }}
   format: {{ .Values.log.format }}
@@ -129,7 +149,7 @@ readinessProbe:
   verbs: [create, patch]
 - apiGroups: [storage.k8s.io]
   resources: [storageclasses]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- if .Values.controllers.attributesClasses }}
 - apiGroups: [storage.k8s.io]
   resources: [volumeattributesclasses]

@@ -14,6 +14,10 @@ const NAMED: usize = 10;
 
 /// Runs `larder can-uninstall`.
 pub(crate) async fn run(flags: CanUninstall) -> Result<()> {
+    if flags.drivers.is_empty() {
+        output::note("there is no driver that volumes could need");
+        return Ok(());
+    }
     let access = Access { kubeconfig: flags.kubeconfig.clone(), ..Access::default() };
     let kube = Kube::new(&access, &mut Registry::default()).await?;
     let mut used = Vec::new();

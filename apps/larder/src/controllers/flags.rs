@@ -1,8 +1,12 @@
 //! The flags of `larder controllers`, and what they come to.
 //!
-//! They are those of the Go sidecars, of all three together, where they mean something here.
+//! They are those of the Go sidecars, of all three together. What means nothing here is accepted all
+//! the same (`go`), so that a container's arguments can stay as they are.
 
-use super::namespace;
+use super::{
+    go::{self, Ignored},
+    namespace,
+};
 use crate::logging;
 use clap::{Args, ValueEnum};
 use larder_controllers::{
@@ -13,6 +17,7 @@ use larder_csi::Endpoint;
 use larder_model::Fault;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     net::SocketAddr,
     path::PathBuf,
     time::Duration,
@@ -39,17 +44,31 @@ pub(crate) struct ControllersFlags {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Controller::ALL)]
     controllers: Vec<Controller>,
     /// How long one call to the driver may take.
-    #[arg(long, default_value = "10s", value_parser = duration)]
+    #[arg(long, default_value = "10s", value_parser = go::duration)]
     timeout: Duration,
-    /// Serve /metrics, /healthz, /healthz/leader-election and /readyz there.
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, alias = "metrics-address")]
-    pub(super) http_endpoint: Option<SocketAddr>,
+    /// Serve metrics, /healthz, /healthz/leader-election and /readyz there.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "",
+        hide_default_value = true,
+        alias = "metrics-address"
+    )]
+    http_endpoint: String,
+    /// Where the metrics are.
+    #[arg(long, value_name = "PATH", default_value = "/metrics", value_parser = go::metrics_path)]
+    pub(super) metrics_path: String,
     /// Log level, or a filter as in info,larder_controllers=debug.
     #[arg(long, env = "LARDER_LOG", default_value = "info")]
-    pub(super) log_level: String,
+    log_level: String,
+    /// The Go sidecars' log level: 4 and more is debug, 6 and more is trace.
+    #[arg(long = "v", value_name = "NUMBER")]
+    verbosity: Option<u8>,
     /// Log format.
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, value_enum, default_value = "text", alias = "logging-format")]
     pub(super) log_format: logging::LogFormat,
+    #[command(flatten)]
+    pub(super) ignored: Ignored,
     #[command(flatten)]
     api: ApiFlags,
     #[command(flatten)]
@@ -61,13 +80,13 @@ pub(crate) struct ControllersFlags {
     #[arg(long, default_value_t = 100, value_name = "NUMBER", alias = "workers")]
     worker_threads: usize,
     /// Wait after the first failure.
-    #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "1s", value_parser = go::duration, value_name = "DURATION")]
     retry_interval_start: Duration,
     /// Longest wait after failures.
-    #[arg(long, default_value = "5m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "5m", value_parser = go::duration, value_name = "DURATION")]
     retry_interval_max: Duration,
     /// Switches, as in CrossNamespaceVolumeDataSource=true.
-    #[arg(long, value_delimiter = ',', value_parser = pair::<'='>, value_name = "GATE=BOOL")]
+    #[arg(long, value_delimiter = ',', value_parser = go::pair::<'='>, value_name = "GATE=BOOL")]
     feature_gates: Vec<(String, String)>,
     #[command(flatten)]
     provisioner: ProvisionerFlags,
@@ -106,7 +125,7 @@ impl Controller {
 #[command(next_help_heading = "Attacher")]
 struct AttacherFlags {
     /// How often the driver is asked what is attached, where it can tell.
-    #[arg(long, default_value = "1m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "1m", value_parser = go::duration, value_name = "DURATION")]
     reconcile_sync: Duration,
     /// Volumes on a page of the driver's list; 0: as many as it likes.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..), value_name = "NUMBER")]
@@ -117,10 +136,10 @@ struct AttacherFlags {
 #[command(next_help_heading = "Resizer")]
 struct ResizerFlags {
     /// Leave a volume alone that grows only while nobody uses it, as long as a pod does.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     handle_volume_inuse_error: bool,
     /// Tell the driver the names of claim and volume when it changes attributes.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     extra_modify_metadata: bool,
 }
 
@@ -129,13 +148,13 @@ struct ResizerFlags {
 struct CapacityFlags {
     /// Tell the scheduler how much room there is (CSIStorageCapacity), in the pod's namespace
     /// ($NAMESPACE).
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     enable_capacity: bool,
     /// Also for classes that bind at once.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     capacity_for_immediate_binding: bool,
     /// How often the driver is asked.
-    #[arg(long, default_value = "1m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "1m", value_parser = go::duration, value_name = "DURATION")]
     capacity_poll_interval: Duration,
     /// What the objects go with: 0 the pod ($POD_NAME), 1 what manages it, 2 what manages that; -1
     /// nothing.
@@ -147,39 +166,39 @@ struct CapacityFlags {
 #[command(next_help_heading = "API server")]
 struct ApiFlags {
     /// A kubeconfig [default: $KUBECONFIG, or the pod's ServiceAccount].
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    kubeconfig: OsString,
     /// URL of the API server.
-    #[arg(long)]
-    master: Option<String>,
-    /// Requests per second.
-    #[arg(long, default_value_t = 200.0, value_name = "NUMBER")]
+    #[arg(long, value_name = "URL", default_value = "", hide_default_value = true)]
+    master: String,
+    /// Requests per second; -1: without a limit.
+    #[arg(long, default_value_t = 200.0, allow_negative_numbers = true, value_name = "NUMBER")]
     kube_api_qps: f64,
     /// Requests at once after a pause.
-    #[arg(long, default_value_t = 400, value_name = "NUMBER")]
-    kube_api_burst: u32,
+    #[arg(long, default_value_t = 400, allow_negative_numbers = true, value_name = "NUMBER")]
+    kube_api_burst: i64,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Leader election")]
 struct ElectionFlags {
     /// Of several processes, one works. Takes the lease of external-provisioner, too.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     leader_election: bool,
     /// Namespace of the leases [default: the pod's].
     #[arg(long, value_name = "NAMESPACE")]
     leader_election_namespace: Option<String>,
     /// How long others wait for a leader that is gone.
-    #[arg(long, default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "15s", value_parser = go::duration, value_name = "DURATION")]
     leader_election_lease_duration: Duration,
     /// How long a leader tries to renew before it gives up.
-    #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "10s", value_parser = go::duration, value_name = "DURATION")]
     leader_election_renew_deadline: Duration,
     /// How long between two looks at the lease.
-    #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "5s", value_parser = go::duration, value_name = "DURATION")]
     leader_election_retry_period: Duration,
     /// Labels of the leases, as in app:larder,tier:storage.
-    #[arg(long, value_delimiter = ',', value_parser = pair::<':'>, value_name = "KEY:VALUE")]
+    #[arg(long, value_delimiter = ',', value_parser = go::pair::<':'>, value_name = "KEY:VALUE")]
     leader_election_labels: Vec<(String, String)>,
 }
 
@@ -193,25 +212,28 @@ struct ProvisionerFlags {
     #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_name = "NUMBER")]
     volume_name_uuid_length: i32,
     /// Tell the driver the names of claim and volume.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     extra_create_metadata: bool,
     /// Tell the driver of the chosen node only.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     strict_topology: bool,
     /// Tell the driver of all nodes where none was chosen.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     immediate_topology: bool,
     /// Mark volumes of claims that are only read.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     controller_publish_readonly: bool,
     /// Restore a snapshot in the mode that its volume had.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     prevent_volume_mode_conversion: bool,
     /// How often snapshots are let go of from which nothing is made any more; 0: never.
-    #[arg(long, default_value = "5m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "5m", value_parser = go::duration, value_name = "DURATION")]
     snapshot_orphan_sweep_interval: Duration,
+    /// With --node-deployment: also volumes of classes that bind at once.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
+    node_deployment_immediate_binding: bool,
     /// This process is for the volumes of its node ($NODE_NAME) alone.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "true|false", value_parser = go::boolean, action = clap::ArgAction::Set)]
     node_deployment: bool,
 }
 
@@ -219,12 +241,39 @@ impl ControllersFlags {
     /// How the API server is reached.
     pub(super) fn access(&self) -> Access {
         let ApiFlags { kubeconfig, master, kube_api_qps, kube_api_burst } = &self.api;
+        let usual = Access::default();
+        // As client-go: 0 is the usual, and less is no limit.
+        let (per_second, burst) = match *kube_api_qps {
+            rate if rate < 0.0 => (f64::from(u32::MAX), u32::MAX),
+            rate => (
+                if rate > 0.0 { rate } else { usual.per_second },
+                u32::try_from(*kube_api_burst).ok().filter(|b| *b > 0).unwrap_or(usual.burst),
+            ),
+        };
         Access {
-            kubeconfig: kubeconfig.clone(),
-            server: master.clone(),
-            per_second: *kube_api_qps,
-            burst: *kube_api_burst,
-            ..Access::default()
+            kubeconfig: Some(PathBuf::from(kubeconfig)).filter(|file| !file.as_os_str().is_empty()),
+            server: Some(master.clone()).filter(|server| !server.is_empty()),
+            per_second,
+            burst,
+            ..usual
+        }
+    }
+
+    /// The level of the log; a Go level that is written out is meant.
+    pub(super) fn log_level(&self) -> &str {
+        match self.verbosity {
+            None => &self.log_level,
+            Some(0..=3) => "info",
+            Some(4 | 5) => "debug",
+            Some(_) => "trace",
+        }
+    }
+
+    /// Where http is served; None: nowhere.
+    pub(super) async fn http(&self) -> larder_model::Result<Option<SocketAddr>> {
+        match self.http_endpoint.as_str() {
+            "" => Ok(None),
+            text => go::address(text).await.map(Some),
         }
     }
 
@@ -245,12 +294,19 @@ fn options(flags: &ControllersFlags) -> larder_model::Result<Options> {
                 .hint("set it from the pod's spec.nodeName"));
         }
     };
-    let labels = election.leader_election_labels.iter().cloned().collect();
+    let labels = election.leader_election_labels.iter().filter(|(k, _)| !k.is_empty());
+    let labels = labels.cloned().collect();
+    go::times(
+        election.leader_election_lease_duration,
+        election.leader_election_renew_deadline,
+        election.leader_election_retry_period,
+    )?;
     let leases = election.leader_election.then(|| Leases {
         duration: election.leader_election_lease_duration,
         deadline: election.leader_election_renew_deadline,
         period: election.leader_election_retry_period,
         labels,
+        release: gates.get("ReleaseLeaderElectionOnExit").is_none_or(|v| *v),
         ..Leases::new(&namespace(election.leader_election_namespace.as_deref()))
     });
     let backoff = Backoff { start: flags.retry_interval_start, most: flags.retry_interval_max };
@@ -267,6 +323,7 @@ fn options(flags: &ControllersFlags) -> larder_model::Result<Options> {
         keep_mode: p.prevent_volume_mode_conversion,
         cross_namespace: gates.get("CrossNamespaceVolumeDataSource").is_some_and(|v| *v),
         sweep: p.snapshot_orphan_sweep_interval,
+        offers: p.node_deployment_immediate_binding,
         workers,
         backoff,
         capacity: None,
@@ -298,7 +355,7 @@ fn options(flags: &ControllersFlags) -> larder_model::Result<Options> {
 /// The switches; what is always on here cannot be switched off.
 fn gates(given: &[(String, String)]) -> larder_model::Result<BTreeMap<String, bool>> {
     let mut found = BTreeMap::new();
-    for (gate, text) in given {
+    for (gate, text) in given.iter().filter(|(gate, _)| !gate.is_empty()) {
         let wrong = |hint: String| {
             Err(Fault::invalid(format!("use feature gate {gate}={text}")).hint(hint))
         };
@@ -306,7 +363,7 @@ fn gates(given: &[(String, String)]) -> larder_model::Result<BTreeMap<String, bo
         let Some((_, may_be_off)) = GATES.iter().find(|(known, _)| known == gate) else {
             return wrong(format!("known are {}", all()));
         };
-        let Ok(value) = text.parse::<bool>() else {
+        let Ok(value) = go::boolean(text) else {
             return wrong("write true or false".to_owned());
         };
         if !value && !may_be_off {
@@ -332,42 +389,6 @@ fn capacity(flags: &CapacityFlags) -> larder_model::Result<Capacity> {
         poll: flags.capacity_poll_interval,
         immediate: flags.capacity_for_immediate_binding,
     })
-}
-
-/// A duration as Go writes it: `15s`, `1m30s`, `500ms`.
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration (hint: write 500ms, 15s, 5m or 1h30m)");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let (mut rest, mut sum) = (text, 0.0);
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..end].parse().map_err(|_| wrong())?;
-        rest = &rest[end..];
-        let units =
-            [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
-        let unit = units.iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(wrong)?;
-        rest = &rest[unit.0.len()..];
-        sum += number * unit.1;
-    }
-    Duration::try_from_secs_f64(sum).map_err(|_| wrong()).and_then(|d| match text.is_empty() {
-        true => Err(wrong()),
-        false => Ok(d),
-    })
-}
-
-/// An address; without a host (`:8080`): every one.
-fn address(text: &str) -> std::result::Result<SocketAddr, String> {
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-    full.parse()
-        .map_err(|_| format!("{text:?} is no address (hint: write 127.0.0.1:8080 or :8080)"))
-}
-
-fn pair<const BETWEEN: char>(text: &str) -> std::result::Result<(String, String), String> {
-    let (key, value) =
-        text.split_once(BETWEEN).ok_or_else(|| format!("{text:?} has no {BETWEEN}"))?;
-    Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -441,14 +462,37 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_those_of_go() {
-        for (text, millis) in
-            [("15s", 15_000), ("1.5h", 5_400_000), ("2m3s", 123_000), ("0", 0), ("10ms", 10)]
-        {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+    fn the_times_of_an_election_must_leave_room_for_the_next_leader() {
+        let of = |duration: &str, deadline: &str, period: &str| {
+            parsed(&[
+                "--leader-election",
+                &format!("--leader-election-lease-duration={duration}"),
+                &format!("--leader-election-renew-deadline={deadline}"),
+                &format!("--leader-election-retry-period={period}"),
+            ])
+        };
+        assert!(of("15s", "10s", "5s").is_ok() && of("137s", "107s", "26s").is_ok());
+        for (duration, deadline, period) in [
+            ("15s", "60s", "5s"),
+            ("15s", "15s", "5s"),
+            ("15s", "10s", "9s"),
+            ("15s", "10s", "0s"),
+            ("900ms", "500ms", "100ms"),
+        ] {
+            let fault = of(duration, deadline, period).unwrap_err().to_string();
+            assert!(fault.contains("leader-election"), "{duration} {deadline} {period}: {fault}");
         }
-        for text in ["", "15", "s", "1d", "1m 3s", "-1s"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
+    }
+
+    #[test]
+    fn a_rate_of_nothing_is_the_usual_one_and_less_is_no_limit() {
+        let of = |arguments: &[&str]| {
+            let line = Line::try_parse_from([&["controllers"], arguments].concat()).unwrap();
+            let access = line.flags.access();
+            (access.per_second, access.burst)
+        };
+        assert_eq!(of(&["--kube-api-qps=0", "--kube-api-burst=0"]), (200.0, 400));
+        assert_eq!(of(&["--kube-api-qps=20.5", "--kube-api-burst=30"]), (20.5, 30));
+        assert!(of(&["--kube-api-qps=-1"]).0 > 1e6);
     }
 }

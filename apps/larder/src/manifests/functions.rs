@@ -69,6 +69,8 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value> {
             }
             out.into()
         }
+        ("contains", [part, whole]) => text(whole).contains(&text(part)).into(),
+        ("fail", [why]) => return Err(Fault::invalid(format!("use these values: {}", text(why)))),
         ("int", [value]) => number(value).into(),
         ("not", [value]) => (!is_true(value)).into(),
         ("and", [.., last]) => arguments.iter().find(|v| !is_true(v)).unwrap_or(last).clone(),

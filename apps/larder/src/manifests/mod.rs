@@ -219,6 +219,39 @@ mod tests {
     }
 
     #[test]
+    fn two_grants_of_secrets_for_one_namespace_are_two_roles() {
+        let grants =
+            json!([{"namespace": "a", "names": ["x"]}, {"namespace": "a", "names": ["y"]}]);
+        let all =
+            objects(json!({"controllers": {"secrets": grants}}), "larder", "storage").unwrap();
+        let named = |kind: &str, name: &str| {
+            let wanted = [format!("kind: {kind}\n"), format!("name: {name}\n")];
+            all.iter().filter(|one| wanted.iter().all(|text| one.contains(text))).count()
+        };
+        for name in ["larder-storage-secrets-0", "larder-storage-secrets-1"] {
+            assert_eq!((named("Role", name), named("RoleBinding", name)), (1, 1), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_driver_with_shared_and_local_pools_is_refused_before_anything_runs() {
+        let pools = json!({"default": {"shared": true}, "fast": {"path": "/fast"}});
+        let wrong = json!({"drivers": {"dir": {"pools": pools}}});
+        let error = objects(wrong, "larder", "storage").unwrap_err().to_string();
+        assert!(error.contains("drivers.dir") && error.contains("pool fast"), "{error}");
+    }
+
+    #[test]
+    fn an_address_of_version_6_has_its_brackets() {
+        let of = |address: &str| {
+            let values = json!({"metrics": {"address": address}});
+            objects(values, "larder", "storage").unwrap().join("\n---")
+        };
+        assert!(of("::").contains("http: \"[::]:9808\""), "{}", of("::"));
+        assert!(of("127.0.0.1").contains("http: \"127.0.0.1:9808\""));
+    }
+
+    #[test]
     fn set_takes_paths_and_null_removes() {
         let mut values = json!({"a": {"b": 1, "c": 2}});
         for text in ["a.b=x", "a.c=null", "d.e=3", "d.f=true"] {

@@ -1,6 +1,6 @@
 //! Claims, volumes, nodes, secrets.
 
-use super::{Meta, Quantity, Reference, object};
+use super::{Key, Meta, Object as _, Quantity, Reference, object};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
 
@@ -40,6 +40,16 @@ pub struct ClaimSpec {
     pub data_source_ref: Option<DataSource>,
     /// The VolumeAttributesClass.
     pub volume_attributes_class_name: Option<String>,
+}
+
+impl Claim {
+    /// The claim that it is a copy of.
+    pub fn copies(&self) -> Option<Key> {
+        let source = self.spec.data_source.as_ref().or(self.spec.data_source_ref.as_ref());
+        let source = source.filter(|source| source.kind == Self::PLACE.kind)?;
+        let there = source.namespace.as_ref().filter(|namespace| !namespace.is_empty());
+        Some(Key::new(there.unwrap_or(&self.metadata.namespace), &source.name))
+    }
 }
 
 impl ClaimSpec {

@@ -23,11 +23,16 @@ use crate::{
     queue::{Backoff, Next, Queue, QueueMetrics},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+
+/// How soon after a write that somebody else's write has come before.
+const SOON: Duration = Duration::from_millis(100);
+/// How often in a row.
+const PATIENCE: u32 = 5;
 
 /// How the attacher works; the flags of external-attacher.
 #[derive(Debug, Clone)]
@@ -100,6 +105,8 @@ struct Inner {
     volumes: Queue<Key>,
     /// Attachments of which the driver says something else than their status.
     forced: Mutex<BTreeSet<String>>,
+    /// Writes in a row that others came before, by attachment or volume.
+    conflicts: Mutex<HashMap<Key, u32>>,
 }
 
 impl Attacher {
@@ -112,6 +119,7 @@ impl Attacher {
             attachments: queue("csi-attacher-va"),
             volumes: queue("csi-attacher-pv"),
             forced: Mutex::default(),
+            conflicts: Mutex::default(),
             parts,
         };
         let this = Self(Arc::new(inner));
@@ -197,6 +205,7 @@ impl Attacher {
         let Inner { parts, trivial, finalizer, .. } = &*self.0;
         let Some(attachment) = parts.cache.attachments.get(&key) else {
             self.forced().remove(&key.name);
+            self.0.no_conflict(&key);
             return Next::Done;
         };
         let observed = decide::Observed {
@@ -206,16 +215,36 @@ impl Attacher {
             trivial: *trivial,
             forced: self.forced().contains(&key.name),
         };
-        match decide::attachment(observed, &attachment) {
+        let next = match decide::attachment(observed, &attachment) {
             decide::Step::Nothing => Next::Done,
             decide::Step::Mark => self.mark(&attachment).await,
             decide::Step::Attach => self.attach(&attachment).await,
             decide::Step::Detach => self.detach(&attachment).await,
+        };
+        if next == Next::Done {
+            self.0.no_conflict(&key);
         }
+        next
     }
 }
 
 impl Inner {
+    /// After a write that somebody else's write has come before: soon, because the watch has told by
+    /// then; but where the watch is silent, as after any failure.
+    fn again_soon(&self, key: &Key) -> Next {
+        let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = conflicts.entry(key.clone()).or_insert(0);
+        *count += 1;
+        if *count <= PATIENCE {
+            return Next::After(SOON);
+        }
+        Next::Retry
+    }
+
+    fn no_conflict(&self, key: &Key) {
+        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     fn attachment_changed(&self, change: &Change<Attachment>) {
         let Some(attachment) = change.object() else { return };
         let key = attachment.key();

@@ -14,11 +14,8 @@ use crate::{
 use larder_model::Fault;
 use larder_proto::csi;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 use tonic::Status;
-
-/// After a write that somebody else's write has come before: the watch has told by then.
-const SOON: Duration = Duration::from_millis(100);
 
 /// Why something was not attached or detached.
 #[derive(Debug)]
@@ -92,7 +89,7 @@ impl Attacher {
             }
             Err(Failure::Conflict(error)) => {
                 tracing::debug!("again: failed to {error}");
-                return Next::After(SOON);
+                return self.0.again_soon(&attachment.key());
             }
             Err(failure) => failure,
         };
@@ -108,7 +105,7 @@ impl Attacher {
             }
             Err(Failure::Conflict(error)) => {
                 tracing::debug!("again: failed to {error}");
-                return Next::After(SOON);
+                return self.0.again_soon(&attachment.key());
             }
             Err(failure) => failure,
         };
@@ -237,9 +234,10 @@ impl Attacher {
         match finalizer::release(kube, &*volume, ours).await {
             Ok(new) => {
                 new.into_iter().for_each(|new| cache.volumes.apply(new));
+                self.0.no_conflict(&key);
                 Next::Done
             }
-            Err(error) if error.is_conflict() => Next::After(SOON),
+            Err(error) if error.is_conflict() => self.0.again_soon(&key),
             Err(error) => {
                 tracing::warn!("failed to let go of a volume that is attached nowhere: {error}");
                 Next::Retry

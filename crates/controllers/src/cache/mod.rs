@@ -73,15 +73,7 @@ impl Cache {
             claims: Store::new(&[
                 ("uid", |c: &Claim| vec![c.metadata.uid.clone()]),
                 ("volume", |c| vec![c.spec.volume_name.clone()]),
-                ("source", |c| {
-                    let source = c.spec.data_source.as_ref().or(c.spec.data_source_ref.as_ref());
-                    let source = source.filter(|s| s.kind == Claim::PLACE.kind);
-                    let key = source.map(|s| {
-                        let other = s.namespace.as_ref().filter(|n| !n.is_empty());
-                        Key::new(other.unwrap_or(&c.metadata.namespace), &s.name).to_string()
-                    });
-                    key.into_iter().collect()
-                }),
+                ("source", |c| c.copies().map(|key| key.to_string()).into_iter().collect()),
             ]),
             volumes: Store::new(&[
                 ("handle", |v: &Volume| {
@@ -154,6 +146,32 @@ impl Cache {
                 Watched::CsiNodes => self.csi_nodes.ready().await,
                 Watched::AttributesClasses => self.attributes_classes.ready().await,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    #[rstest]
+    #[case(json!({"dataSource": {"kind": "PersistentVolumeClaim", "name": "s"}}), Some("a/s"))]
+    #[case(json!({"dataSourceRef": {"kind": "PersistentVolumeClaim", "name": "s", "namespace": "b"}}), Some("b/s"))]
+    #[case(json!({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}), None)]
+    #[case(json!({}), None)]
+    fn a_copy_is_found_by_its_source_wherever_that_is(
+        #[case] spec: Value,
+        #[case] wanted: Option<&str>,
+    ) {
+        let claim = json!({"metadata": {"name": "c", "namespace": "a"}, "spec": spec});
+        let claim: Claim = serde_json::from_value(claim).unwrap();
+        assert_eq!(claim.copies().map(|key| key.to_string()).as_deref(), wanted);
+        let cache = Cache::new();
+        cache.claims.apply(claim);
+        if let Some(wanted) = wanted {
+            assert_eq!(cache.claims.by("source", wanted).len(), 1);
         }
     }
 }

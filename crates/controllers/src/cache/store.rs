@@ -171,18 +171,61 @@ impl<T: Object> Store<T> {
     }
 
     /// Everything was listed as of `version`: what was not among it is gone, unless it is newer.
-    pub(super) fn listed(&self, keys: &BTreeSet<Key>, version: u64) {
+    ///
+    /// `before` is what was told last. An API server whose versions are less was restored from a
+    /// backup: what was known is of a history that has not happened, and the list counts, whatever the
+    /// versions. A server that is merely behind does not answer so: a list asks for the newest state.
+    pub(super) fn listed(&self, list: Vec<T>, version: u64, before: u64) {
+        let restored = 0 < version && version < before;
+        if restored {
+            tracing::warn!(
+                kind = T::PLACE.plural,
+                "the API server has gone back in time (restored?): everything is taken anew"
+            );
+            self.forget_versions();
+        }
+        let mut keys = BTreeSet::new();
+        for object in list {
+            keys.insert(object.key());
+            match restored {
+                true => self.replace(object),
+                false => self.apply(object),
+            }
+        }
         let absent: Vec<Key> = self.read(|state| {
-            let absent = state
-                .objects
-                .iter()
-                .filter(|(key, object)| !keys.contains(*key) && object.meta().version() <= version);
+            let absent = state.objects.iter().filter(|(key, object)| {
+                !keys.contains(*key) && (restored || object.meta().version() <= version)
+            });
             absent.map(|(key, _)| key.clone()).collect()
         });
         for key in absent {
-            self.remove(&key, version);
+            self.remove(&key, if restored { 0 } else { version });
+        }
+        if restored {
+            self.forget_versions();
         }
         self.0.listed.send_replace(true);
+    }
+
+    /// An object as it is now, whatever was known.
+    fn replace(&self, object: T) {
+        let key = object.key();
+        self.change(|state| {
+            let new = Arc::new(object);
+            let old = state.objects.insert(key.clone(), new.clone());
+            Some((key, old, Some(new)))
+        });
+    }
+
+    fn forget_versions(&self) {
+        self.write(|state| {
+            state.gone.clear();
+            state.gone_order.clear();
+        });
+    }
+
+    fn write(&self, change: impl FnOnce(&mut State<T>)) {
+        change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn read<R>(&self, look: impl FnOnce(&State<T>) -> R) -> R {
@@ -299,11 +342,31 @@ mod tests {
         store.apply(claim("kept", 6, ""));
         store.apply(claim("new", 20, "")); // made by us after the list
         assert!(!store.is_ready());
-        store.listed(&[Key::new("a", "kept")].into(), 10);
+        store.listed(vec![claim("kept", 6, "")], 10, 5);
         assert!(store.is_ready());
         let mut names: Vec<_> = store.all().iter().map(|c| c.metadata.name.clone()).collect();
         names.sort();
         assert_eq!(names, ["kept", "new"]);
+    }
+
+    #[test]
+    fn after_a_restore_of_the_cluster_its_list_counts_whatever_the_versions() {
+        let (store, told) = store();
+        store.apply(claim("a", 50, "late"));
+        store.apply(claim("b", 60, ""));
+        store.apply(claim("c", 70, ""));
+        store.remove(&Key::new("a", "c"), 80);
+        // Restored to version 40: a is as it was, b is not there yet, and c still is.
+        store.listed(vec![claim("a", 20, "early"), claim("c", 30, "")], 40, 80);
+        let volume =
+            |name: &str| store.get(&Key::new("a", name)).map(|c| c.spec.volume_name.clone());
+        assert_eq!(volume("a").as_deref(), Some("early"));
+        assert_eq!((volume("b"), volume("c").as_deref()), (None, Some("")));
+        assert_eq!(store.by("volume", "early").len(), 1);
+        // From there it goes on as ever.
+        store.apply(claim("b", 45, ""));
+        assert!(volume("b").is_some());
+        assert!(told.lock().unwrap().contains(&"50>20".to_owned()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     client::{ApiError, Event, Kube},
 };
 use futures::StreamExt;
-use std::{collections::BTreeSet, pin::pin, time::Duration};
+use std::{pin::pin, time::Duration};
 
 /// What is watched of a kind.
 #[derive(Debug, Clone, Default)]
@@ -37,9 +37,15 @@ pub async fn reflect<T: Object>(
 ) {
     let mut pause = FIRST;
     let mut state = String::new();
+    // What was told last, of any list or watch.
+    let mut newest = 0;
     loop {
+        newest = newest.max(version(&state));
         let failed = match state.is_empty() {
-            true => list(&kube, &store, &scope, &door).await.map(|listed| state = listed),
+            true => list(&kube, &store, &scope, &door, newest).await.map(|listed| {
+                newest = version(&listed);
+                state = listed;
+            }),
             false => watch(&kube, &store, &scope, &door, &mut state, &mut pause).await,
         };
         match failed {
@@ -60,17 +66,17 @@ async fn list<T: Object>(
     store: &Store<T>,
     scope: &Scope,
     door: &(impl Fn(T) -> Option<T> + Send + Sync),
+    before: u64,
 ) -> Result<String, ApiError> {
-    let mut keys = BTreeSet::new();
-    let page = |objects: Vec<T>| {
-        for object in objects.into_iter().filter_map(door) {
-            keys.insert(object.key());
-            store.apply(object);
-        }
-    };
+    let mut kept = Vec::new();
+    let page = |objects: Vec<T>| kept.extend(objects.into_iter().filter_map(door));
     let state = kube.list(&scope.namespace, &scope.query, page).await?;
-    store.listed(&keys, state.parse().unwrap_or(0));
+    store.listed(kept, version(&state), before);
     Ok(state)
+}
+
+fn version(state: &str) -> u64 {
+    state.parse().unwrap_or(0)
 }
 
 /// One watch, until the server ends it.
@@ -85,7 +91,17 @@ async fn watch<T: Object>(
     let started = std::time::Instant::now();
     let mut events = pin!(kube.watch::<T>(&scope.namespace, &scope.query, state).await?);
     while let Some(event) = events.next().await {
-        match event? {
+        let event = event?;
+        let told = match &event {
+            Event::Applied(object) | Event::Deleted(object) => object.meta().version(),
+            Event::Bookmark(bookmark) => version(bookmark),
+        };
+        if 0 < told && told < version(state) {
+            tracing::info!(kind = T::PLACE.plural, "the watch goes back in time: listing again");
+            state.clear();
+            return Ok(());
+        }
+        match event {
             Event::Applied(object) => {
                 state.clone_from(&object.meta().resource_version);
                 let (key, version) = (object.key(), object.meta().version());

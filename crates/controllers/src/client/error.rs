@@ -1,6 +1,6 @@
 //! Why the API server did not do what it was asked.
 
-use crate::api::{Key, Place};
+use crate::api::{Key, Object, Place};
 use larder_model::{Fault, Kind};
 use std::{fmt, time::Duration};
 
@@ -46,6 +46,18 @@ impl fmt::Display for Asked {
 }
 
 impl ApiError {
+    /// Of a request that was given up.
+    pub(crate) fn silent<T: Object>(verb: &'static str, key: &Key, after: Duration) -> Self {
+        let (place, key) = (T::PLACE, key.clone());
+        Self {
+            code: 0,
+            reason: String::new(),
+            message: format!("the API server has not answered in {after:?}"),
+            retry_after: None,
+            asked: Box::new(Asked { verb, place, subresource: "", key }),
+        }
+    }
+
     /// There is no such object (or no such kind).
     pub fn is_not_found(&self) -> bool {
         self.code == 404
@@ -123,7 +135,7 @@ impl From<ApiError> for Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Attachment, Object};
+    use crate::api::Attachment;
 
     #[test]
     fn a_failed_test_of_a_patch_is_a_conflict_and_an_unacceptable_object_is_not() {

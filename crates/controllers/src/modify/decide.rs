@@ -39,6 +39,11 @@ pub fn is_infeasible(claim: &Claim) -> bool {
     })
 }
 
+/// Whether an earlier attempt may go on in the driver.
+pub fn may_go_on(claim: &Claim) -> bool {
+    under_way(claim).is_some_and(|now| now.status == IN_PROGRESS)
+}
+
 /// What to do about the class of a claim; `settled`: what is in progress has failed, for good.
 pub fn claim(claim: &Claim, settled: bool) -> Step {
     let wanted = wanted(claim);
@@ -118,5 +123,6 @@ mod tests {
         assert_eq!(claim(&one, false), open);
         assert_eq!(claim(&one, true), settled);
         assert_eq!(is_infeasible(&one), state == INFEASIBLE && target == wanted);
+        assert_eq!(may_go_on(&one), state == IN_PROGRESS);
     }
 }

@@ -140,7 +140,11 @@ impl Modifier {
             for claim in this.parts.cache.claims.all() {
                 if claim.spec.volume_attributes_class_name.as_ref() == Some(&new.metadata.name) {
                     this.memory().slow.forget(&claim.metadata.uid);
-                    this.look_at(&claim, Priority::Fresh);
+                    // What it failed of may be over: no delay stands in the way of that.
+                    let looked = claim.status.phase == "Bound";
+                    if looked && decide::claim(&claim, false) != decide::Step::Nothing {
+                        this.claims.now(claim.key(), Priority::Fresh);
+                    }
                 }
             }
         });

@@ -1,6 +1,6 @@
 //! Changing a volume's attributes, and saying how it went.
 
-use super::{Modifier, Parts, status};
+use super::{Modifier, Parts, decide, status};
 use crate::{
     api::{Claim, Key, Object, SecretRef, Volume},
     claims,
@@ -13,8 +13,11 @@ use crate::{
 use larder_model::Fault;
 use larder_proto::csi;
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tonic::Status;
+
+/// After another class was asked for: the watch has told by then.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Why a volume was not changed.
 enum Failure {
@@ -24,6 +27,8 @@ enum Failure {
     Driver(Status),
     /// It is changed, and that cannot be written down: asked for again.
     Unsaved(ApiError),
+    /// Another class is asked for by now; nothing was begun.
+    Changed,
 }
 
 impl Modifier {
@@ -76,10 +81,21 @@ impl Modifier {
                 // Another class may be asked for by now.
                 return Next::Done;
             }
+            // The change of the claim has it decided anew.
+            Err(Failure::Changed) => return Next::After(SOON),
             Err(failure) => failure,
         };
+        if let Failure::Fault(fault) = &failure {
+            // An answer that never came says nothing of what an earlier attempt has begun.
+            if !decide::may_go_on(claim) {
+                self.0.memory().settled.insert(uid.clone());
+            }
+            tracing::warn!(claim = %key, driver = driver.name(), class, "failed to modify: {fault}");
+            recorder.warning(&about, "VolumeModifyFailed", fault.to_string());
+            return Next::Retry;
+        }
         let (class_of, reason, message) = match &failure {
-            Failure::Fault(fault) => (Class::Final, "Unknown", fault.to_string()),
+            Failure::Fault(_) | Failure::Changed => return Next::Retry,
             Failure::Unsaved(error) => (Class::InProgress, "Unknown", error.to_string()),
             Failure::Driver(status) => (
                 outcome::modify(status.code()),
@@ -129,8 +145,15 @@ impl Modifier {
     ) -> Result<(), Failure> {
         let Parts { kube, cache, driver, recorder, settings, .. } = &self.0.parts;
         let before = |error: ApiError| Failure::Fault(error.into());
-        let write = claims::write(kube, cache, claim, |now| status::began(now, class));
+        let asked = claim.spec.volume_attributes_class_name.clone();
+        let same = |now: &Claim| now.spec.volume_attributes_class_name == asked;
+        // Also when somebody else was faster: the class was decided for what was asked for then.
+        let began = |now: &Claim| same(now).then(|| status::began(now, class)).flatten();
+        let write = claims::write(kube, cache, claim, began);
         let Some(claim) = write.await.map_err(before)? else { return Ok(()) };
+        if !same(&claim) {
+            return Err(Failure::Changed);
+        }
         let (meta, name) = (&claim.metadata, &volume.metadata.name);
         let text = format!("external resizer is modifying volume {} with vac {class}", meta.name);
         recorder.normal(&claim.reference(), "VolumeModify", text);

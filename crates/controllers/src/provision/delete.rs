@@ -22,7 +22,10 @@ impl Provisioner {
     /// One look at a volume.
     pub(super) async fn volume(&self, key: Key) -> Next {
         let Parts { cache, driver, kube, local, .. } = &self.0.parts;
-        let Some(volume) = cache.volumes.get(&key) else { return Next::Done };
+        let Some(volume) = cache.volumes.get(&key) else {
+            self.memory().unsure.remove(&key);
+            return Next::Done;
+        };
         if local.as_ref().is_some_and(|local| !local.has(&volume)) {
             return Next::Done;
         }
@@ -60,8 +63,18 @@ impl Provisioner {
             return Next::Done;
         }
         let start = Instant::now();
-        match self.erase(volume).await {
+        let key = volume.key();
+        let now = match self.still(volume).await {
+            Ok(Some(now)) => now,
+            Ok(None) => return Next::Done,
+            Err(error) => {
+                tracing::warn!("failed to {error}");
+                return Next::Retry;
+            }
+        };
+        match self.erase(&now).await {
             Ok(()) => {
+                self.memory().unsure.remove(&key);
                 self.0.capacity_changed.notify_one();
                 metrics.deleted.get_or_create(&labels).inc();
                 let seconds = start.elapsed().as_secs_f64();
@@ -69,12 +82,33 @@ impl Provisioner {
                 Next::Done
             }
             Err(why) => {
+                // Until it is tried again somebody may want to keep it.
+                self.memory().unsure.insert(key);
                 metrics.kept.get_or_create(&labels).inc();
                 tracing::warn!(volume = name, "failed to delete: {why}");
                 recorder.warning(&volume.reference(), "VolumeFailedDelete", why);
                 Next::Retry
             }
         }
+    }
+
+    /// The volume as it is, where it is still to be deleted; None: it is not. What was seen only by a
+    /// former leader, or some time ago, is read anew: an administrator may have set it to `Retain`.
+    async fn still(&self, volume: &Arc<Volume>) -> Result<Option<Arc<Volume>>, ApiError> {
+        let Parts { cache, driver, kube, .. } = &self.0.parts;
+        let key = volume.key();
+        if !self.memory().unsure.contains(&key) {
+            return Ok(Some(volume.clone()));
+        }
+        let now = kube.get::<Volume>(&key, Priority::Retry).await?;
+        let Some(now) = now.filter(|now| now.metadata.uid == volume.metadata.uid) else {
+            cache.volumes.remove(&key, 0);
+            return Ok(None);
+        };
+        cache.volumes.apply(now.clone());
+        let wanted = decide::volume(driver.name(), &now) == VolumeStep::Delete;
+        // Otherwise the change of the cache has it looked at again.
+        Ok(wanted.then(|| Arc::new(now)))
     }
 
     /// The storage, then the object, then what kept the object.

@@ -31,6 +31,20 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How often a volume that is not as asked for is deleted before the next attempt finds it.
 const UNDO: usize = 5;
 
+/// How much room a node has for a claim; None: not to be known just now, as while its pool is away. A
+/// claim that it took then would wait for it, and for no other.
+fn room_of(answer: Result<i64, tonic::Status>) -> Option<i64> {
+    match answer {
+        Ok(room) => Some(room),
+        // Who can never tell is asked to make it, and says no then.
+        Err(status) if status.code() == tonic::Code::Unimplemented => Some(i64::MAX),
+        Err(status) => {
+            tracing::debug!("the driver cannot tell how much room there is: {}", status.message());
+            None
+        }
+    }
+}
+
 /// What came of an attempt.
 enum Outcome {
     /// The PersistentVolume is there.
@@ -144,8 +158,8 @@ impl Provisioner {
             parameters: wanted.request.parameters,
             accessible_topology: Some(csi::Topology { segments: labels.clone() }),
         };
-        // Who cannot tell is asked to make it, and says no then.
-        let room = driver.get_capacity(asked).await.map_or(i64::MAX, |c| c.available_capacity);
+        let room = driver.get_capacity(asked).await.map(|answer| answer.available_capacity);
+        let Some(room) = room_of(room) else { return Next::Retry };
         if claim.spec.requested() > room {
             return Next::Retry;
         }
@@ -392,5 +406,19 @@ impl Provisioner {
             }
             kept => kept,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn a_node_whose_pool_is_away_takes_no_claim_and_one_that_can_never_tell_does() {
+        assert_eq!(room_of(Ok(7)), Some(7));
+        assert_eq!(room_of(Err(Status::unimplemented("no capacity"))), Some(i64::MAX));
+        assert_eq!(room_of(Err(Status::unavailable("the pool is not mounted"))), None);
+        assert_eq!(room_of(Err(Status::deadline_exceeded("busy"))), None);
     }
 }

@@ -23,7 +23,7 @@ pub mod source;
 pub mod topology;
 
 use crate::{
-    api::{Attachment, Claim, CsiNode, Key, Node, Object, StorageClass, Volume},
+    api::{Attachment, AttributesClass, Claim, CsiNode, Key, Node, Object, StorageClass, Volume},
     cache::{Cache, Change, Watched},
     client::{Kube, Patch, Priority},
     driver::{ControllerCan, Driver, PluginCan},
@@ -67,6 +67,8 @@ pub struct Settings {
     pub keep_mode: bool,
     /// Gate CrossNamespaceVolumeDataSource.
     pub cross_namespace: bool,
+    /// `--node-deployment-immediate-binding`: a node-local one takes claims that no node was chosen for.
+    pub offers: bool,
     /// `--snapshot-orphan-sweep-interval`; zero: never.
     pub sweep: Duration,
     /// `--worker-threads`
@@ -91,6 +93,7 @@ impl Default for Settings {
             read_only: false,
             keep_mode: true,
             cross_namespace: false,
+            offers: true,
             sweep: Duration::from_secs(300),
             workers: 100,
             backoff: Backoff::default(),
@@ -262,6 +265,8 @@ struct Memory {
     places: HashMap<String, Option<topology::Memory>>,
     /// Claims that fail until somebody changes something: until when, and the class by UID.
     slow: HashMap<String, (Instant, String)>,
+    /// Volumes of which the cache may tell what was: read anew before anything is deleted.
+    unsure: BTreeSet<Key>,
 }
 
 impl Provisioner {
@@ -297,6 +302,10 @@ impl Provisioner {
             self.look_at(&claim);
         }
         for volume in parts.cache.volumes.all() {
+            // The watch of a process that did not lead may have been dead for minutes.
+            if decide::volume(parts.driver.name(), &volume) == decide::VolumeStep::Delete {
+                self.memory().unsure.insert(volume.key());
+            }
             volumes.add(volume.key(), Priority::Background);
         }
         let workers = parts.settings.workers;
@@ -377,6 +386,20 @@ impl Provisioner {
             }
         });
         let this = on(&self.0);
+        cache.attributes_classes.subscribe(move |change: &Change<AttributesClass>| {
+            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
+            for claim in this.parts.cache.claims.all() {
+                let names = claim.spec.volume_attributes_class_name.as_ref();
+                if names == Some(&new.metadata.name) && claim.spec.volume_name.is_empty() {
+                    let this = Self(this.clone());
+                    this.memory().slow.remove(&claim.metadata.uid);
+                    if decide::is_ours(this.0.parts.driver.name(), &claim) {
+                        this.0.claims.now(claim.metadata.uid.clone(), Priority::Fresh);
+                    }
+                }
+            }
+        });
+        let this = on(&self.0);
         cache.csi_nodes.subscribe(move |_| {
             if let Some(this) = this.upgrade() {
                 this.capacity_changed.notify_one();
@@ -404,9 +427,8 @@ impl Provisioner {
             }
         }
         // What it is made from may be let go.
-        let source = claim.spec.data_source.as_ref().filter(|s| s.kind == Claim::PLACE.kind);
-        if let Some(source) = source {
-            self.0.sources.now(Key::new(&claim.metadata.namespace, &source.name), Priority::Retry);
+        if let Some(source) = claim.copies() {
+            self.0.sources.now(source, Priority::Retry);
         }
     }
 
@@ -448,6 +470,7 @@ impl Provisioner {
                 parts.recorder.warning(&claim.reference(), "ProvisioningFailed", why);
                 Next::Retry
             }
+            (decide::ClaimStep::Offer, Some(_)) if !parts.settings.offers => Next::Done,
             (decide::ClaimStep::Offer, Some(class)) => self.offer(&claim, &class).await,
             (decide::ClaimStep::Provision(selected), Some(class)) => {
                 self.provision(&claim, &class, selected.as_deref()).await

@@ -149,3 +149,63 @@ async fn a_worker_that_panics_gives_its_key_back() {
     .await;
     assert_eq!(seen, [("a", 0), ("a", 1)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_a_cause_while_the_work_fails_of_it_has_the_next_attempt_at_once() {
+    let queue = queue();
+    queue.add("a", Priority::Fresh);
+    let other = queue.clone();
+    let seen = worked(&queue, 1, Duration::from_millis(4900), move |key, times| {
+        match times {
+            1 => other.now(key, Priority::Fresh),
+            // A change of the object alone leaves the delay.
+            2 => other.add(key, Priority::Fresh),
+            _ => {}
+        }
+        Next::Retry
+    })
+    .await;
+    assert_eq!(seen, [("a", 0), ("a", 0), ("a", 1), ("a", 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_drops_a_queue_that_works_ends_its_workers_where_they_wait() {
+    let queue = queue();
+    queue.add("a", Priority::Fresh);
+    let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
+    let acted = Arc::new(AtomicUsize::new(0));
+    let seen = acted.clone();
+    let run = queue.run(4, stop, move |_| {
+        let seen = seen.clone();
+        async move {
+            // A request before the driver is asked.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            seen.fetch_add(1, Ordering::SeqCst);
+            Next::Done
+        }
+    });
+    tokio::join!(lost.run_until_cancelled(run), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        lost.cancel();
+    });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(acted.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn queues_of_one_name_are_measured_for_each_driver() {
+    let mut registry = Registry::default();
+    let metrics = QueueMetrics::register(&mut registry);
+    let backoff = Backoff::default();
+    let (one, two) = (
+        Queue::new("claims", backoff, &metrics.of("one")),
+        Queue::new("claims", backoff, &metrics.of("two")),
+    );
+    one.add("a", Priority::Fresh);
+    one.add("b", Priority::Fresh);
+    two.add("a", Priority::Fresh);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("workqueue_depth{driver=\"one\",name=\"claims\"} 2"), "{text}");
+    assert!(text.contains("workqueue_depth{driver=\"two\",name=\"claims\"} 1"), "{text}");
+}

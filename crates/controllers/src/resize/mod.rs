@@ -29,6 +29,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 /// How the resizer works; the flags of external-resizer.
 #[derive(Debug, Clone)]
@@ -59,18 +60,23 @@ pub enum Grows {
 }
 
 /// Who grows the volumes of a driver; None: nobody.
-pub async fn grows(driver: &Driver) -> Option<Grows> {
+///
+/// # Errors
+/// Where the driver could not tell just now: what is believed of it holds for long.
+pub async fn grows(driver: &Driver) -> larder_model::Result<Option<Grows>> {
     if driver.can().control(ControllerCan::ExpandVolume) {
-        return Some(Grows::Controller);
+        return Ok(Some(Grows::Controller));
     }
     match driver.node_can_expand().await {
-        Ok(true) => Some(Grows::Node),
-        Ok(false) => None,
-        // The node's part of the driver may be elsewhere.
-        Err(status) => {
+        Ok(true) => Ok(Some(Grows::Node)),
+        Ok(false) => Ok(None),
+        // The node's part of the driver is elsewhere.
+        Err(status) if status.code() == Code::Unimplemented => {
             tracing::debug!(driver = driver.name(), "the node cannot tell: {}", status.message());
-            None
+            Ok(None)
         }
+        Err(status) => Err(larder_csi::client::fault(&status)
+            .during("ask the driver whether its nodes grow volumes")),
     }
 }
 

@@ -17,8 +17,11 @@ use crate::{
 use larder_model::{Fault, Result};
 use larder_proto::csi;
 use serde_json::json;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tonic::{Code, Status};
+
+/// After another size was asked for: the watch has told by then.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Why a volume did not grow.
 enum Failure {
@@ -26,6 +29,8 @@ enum Failure {
     Fault(Fault),
     /// The driver says no.
     Driver(Status),
+    /// Another size is asked for by now; nothing was promised.
+    Changed,
 }
 
 impl From<Fault> for Failure {
@@ -45,6 +50,7 @@ impl Failure {
         match self {
             Self::Fault(fault) => fault.to_string(),
             Self::Driver(status) => larder_csi::status::text(status),
+            Self::Changed => "another size is asked for by now".to_owned(),
         }
     }
 }
@@ -80,6 +86,8 @@ impl Resizer {
                 self.0.memory().forget(uid);
                 return Next::Done;
             }
+            // The change of the claim has it decided anew.
+            Err(Failure::Changed) => return Next::After(SOON),
             Err(failure) => failure,
         };
         let message = failure.message();
@@ -133,10 +141,14 @@ impl Resizer {
     ) -> Result<(), Failure> {
         let Parts { kube, cache, recorder, .. } = &self.0.parts;
         let about = claim.reference();
-        let Some(claim) = claims::write(kube, cache, claim, |now| status::began(now, size)).await?
-        else {
-            return Ok(());
-        };
+        let asked = claim.spec.resources.requests.storage.clone();
+        let same = |now: &Claim| now.spec.resources.requests.storage == asked;
+        // Also when somebody else was faster: the size was decided for what was asked for then.
+        let began = |now: &Claim| same(now).then(|| status::began(now, size)).flatten();
+        let Some(claim) = claims::write(kube, cache, claim, began).await? else { return Ok(()) };
+        if !same(&claim) {
+            return Err(Failure::Changed);
+        }
         self.unused(&claim).await?;
         let name = &volume.metadata.name;
         recorder.normal(&about, "Resizing", format!("External resizer is resizing volume {name}"));
@@ -209,7 +221,15 @@ impl Resizer {
             let found = pods.into_iter().find(|pod| pod.uses(&claim.metadata.name));
             user = user.take().or(found.map(|pod| pod.metadata.name));
         };
-        kube.list(&claim.metadata.namespace, "", page).await?;
+        match kube.list(&claim.metadata.namespace, "", page).await {
+            Ok(_) => {}
+            // Nobody can tell but the driver, and what it refused may be over (a pool that was
+            // read-only).
+            Err(error) if error.is_forbidden() => {
+                tracing::warn!(claim = %claim.key(), "asking the driver, whoever uses the volume: failed to {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
         if let Some(pod) = user {
             return Err(Fault::precondition(format!(
                 "grow the volume of claim {}: the driver grows it only while nobody uses it, and pod {pod} does",
