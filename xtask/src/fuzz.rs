@@ -117,7 +117,8 @@ fn build() -> Result<PathBuf> {
     let mut build = proc::cargo();
     build
         .current_dir(crate::root().join("fuzz"))
-        .args(["build", "--release", "--bins", "--locked", "--target", &host])
+        // Not `--locked`: a dependency of the workspace that is new is new there, too, and git shows it.
+        .args(["build", "--release", "--bins", "--target", &host])
         .arg("--target-dir")
         .arg(&folder)
         .env("RUSTFLAGS", COVERAGE);
