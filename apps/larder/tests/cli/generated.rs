@@ -88,9 +88,14 @@ fn completions_are_made_for_each_shell_and_bash_takes_its_own() {
         assert!(script.contains("larder") && script.contains("snapshot"), "{shell}");
     }
     let script = printed(&["completions", "bash"]);
+    // It is longer than one argument may be.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("larder.bash");
+    std::fs::write(&file, script).unwrap();
     let asked = format!(
-        "{script}\nCOMP_WORDS=(larder volume cr)\nCOMP_CWORD=2\n_larder larder cr volume\n\
-         printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        ". '{}'\nCOMP_WORDS=(larder volume cr)\nCOMP_CWORD=2\n_larder larder cr volume\n\
+         printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        file.display()
     );
     let output = shell(&asked).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "create");
