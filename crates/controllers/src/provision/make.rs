@@ -36,8 +36,19 @@ const UNDO: usize = 5;
 fn room_of(answer: Result<i64, tonic::Status>) -> Option<i64> {
     match answer {
         Ok(room) => Some(room),
-        // Who can never tell is asked to make it, and says no then.
-        Err(status) if status.code() == tonic::Code::Unimplemented => Some(i64::MAX),
+        // Who can never tell is asked to make it. So is who finds the question wrong, as it is on every
+        // node: its words on the claim are what mends the class.
+        Err(status)
+            if matches!(
+                status.code(),
+                tonic::Code::Unimplemented
+                    | tonic::Code::InvalidArgument
+                    | tonic::Code::NotFound
+                    | tonic::Code::OutOfRange
+            ) =>
+        {
+            Some(i64::MAX)
+        }
         Err(status) => {
             tracing::debug!("the driver cannot tell how much room there is: {}", status.message());
             None
@@ -418,6 +429,8 @@ mod tests {
     fn a_node_whose_pool_is_away_takes_no_claim_and_one_that_can_never_tell_does() {
         assert_eq!(room_of(Ok(7)), Some(7));
         assert_eq!(room_of(Err(Status::unimplemented("no capacity"))), Some(i64::MAX));
+        assert_eq!(room_of(Err(Status::invalid_argument("no such key"))), Some(i64::MAX));
+        assert_eq!(room_of(Err(Status::not_found("no such pool"))), Some(i64::MAX));
         assert_eq!(room_of(Err(Status::unavailable("the pool is not mounted"))), None);
         assert_eq!(room_of(Err(Status::deadline_exceeded("busy"))), None);
     }
