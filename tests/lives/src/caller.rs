@@ -121,10 +121,13 @@ impl Caller {
                 Ok(Err(status)) => status,
                 Err(_) => Status::internal(format!("no answer within {ATTEMPT:?}")),
             };
+            // A child that this process has just forked holds what is open here until it runs another program.
+            let busy = status.code() == Code::FailedPrecondition
+                && status.message().contains("it is used by process");
             let passes = matches!(
                 status.code(),
                 Code::Unavailable | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled
-            );
+            ) || busy;
             if !passes || Instant::now() > until {
                 let message = format!("{what}: {}", status.message());
                 return Err(Status::new(status.code(), message));
