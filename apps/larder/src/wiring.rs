@@ -51,6 +51,7 @@ impl Common {
         let claims = Claims::new();
         let config = NodeConfig {
             state_dir: settings.state_dir.clone(),
+            freezer: Some(self.freezer.clone()),
             ..NodeConfig::new(driver.name.clone(), settings.node.clone())
         };
         let node = NodeEngine::new(backend.clone(), self.host.clone(), config, claims.clone());

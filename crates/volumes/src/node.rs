@@ -67,7 +67,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use executor::Executor;
-use larder_host::{Host, paths::TargetPath};
+use larder_host::{Host, freeze::Freezer, paths::TargetPath};
 use larder_model::{
     Backend, Bytes, Cx, DriverName, Fault, Handle, Kind, NodeName, Result, VolumeId,
     id::quoted,
@@ -92,6 +92,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// The boot that mounts and devices belong to.
     pub boot_id: String,
+    /// Empties the logs of grown file systems. Without one, the kernel does so within 30 seconds.
+    pub freezer: Option<Arc<Freezer>>,
 }
 
 impl NodeConfig {
@@ -101,7 +103,13 @@ impl NodeConfig {
 
     /// With defaults for the rest.
     pub fn new(driver: DriverName, node: NodeName) -> Self {
-        Self { driver, node, state_dir: Self::STATE_DIR.into(), boot_id: larder_host::boot_id() }
+        Self {
+            driver,
+            node,
+            state_dir: Self::STATE_DIR.into(),
+            boot_id: larder_host::boot_id(),
+            freezer: None,
+        }
     }
 }
 
@@ -121,8 +129,8 @@ impl NodeEngine {
         let directory = config.state_dir.join(config.driver.as_str());
         let store = record::Store::new(directory, config.boot_id);
         let (inline, owner) = (OnceLock::new(), owner::Owner::default());
-        let driver = config.driver;
-        let executor = Executor { backend, host, driver, store, inline, owner };
+        let (driver, freezer) = (config.driver, config.freezer);
+        let executor = Executor { backend, host, freezer, driver, store, inline, owner };
         Self(Arc::new(Inner { executor: Arc::new(executor), claims, node: config.node }))
     }
 

@@ -38,6 +38,9 @@ use std::{
     time::Duration,
 };
 
+/// What emptying a log may take while writers wait.
+const MOMENT: Duration = Duration::from_secs(10);
+
 /// Freezes file systems.
 #[derive(Debug, Clone)]
 pub struct Freezer(Kind);
@@ -102,6 +105,16 @@ impl Freezer {
                 Ok(Frozen(Some(State::Real(running))))
             }
         }
+    }
+
+    /// Empties the log of a mounted file system: what stands in it goes to its places on the device, so
+    /// that nothing of it needs to be replayed after a power cut. A freeze of a moment is the only
+    /// way to ask for that; writers wait meanwhile.
+    ///
+    /// # Errors
+    /// As [`Freezer::freeze`].
+    pub fn empty_log(&self, mount: &Path) -> Result<()> {
+        self.freeze(&[mount.to_owned()], MOMENT)?.thaw()
     }
 
     /// Thaws every recorded freeze that a killed process left; returns the mount points. Called at

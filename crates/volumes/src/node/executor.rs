@@ -8,7 +8,7 @@ use super::{
     record::{Publication, Record, Root, Shows, Staged, Store},
     sight::{self, Place},
 };
-use larder_host::{Host, Unmount, paths::TargetPath};
+use larder_host::{Host, Unmount, freeze::Freezer, paths::TargetPath};
 use larder_model::{
     AccessMode, AccessType, Backend, Cx, DriverName, Encryption, Fault, FsType, Kind, Result,
     VolumeCapability, VolumeId,
@@ -25,6 +25,7 @@ use std::{
 pub(super) struct Executor {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) host: Host,
+    pub(super) freezer: Option<Arc<Freezer>>,
     pub(super) driver: DriverName,
     pub(super) store: Store,
     pub(super) inline: OnceLock<Arc<dyn InlineVolumes>>,

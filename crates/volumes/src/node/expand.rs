@@ -69,11 +69,7 @@ impl Executor {
                     ))
                     .hint("stage the volume first"));
                 };
-                if this.is_smaller_than_device(&device, fs, &staging)? {
-                    cx.step("grow the file system")?;
-                    this.host.filesystems.grow(&device, fs, Some(&staging))?;
-                }
-                Ok(())
+                this.grow_mounted(&device, fs, &staging, &cx)
             })
             .await?;
         }
@@ -157,16 +153,40 @@ impl Executor {
         if is_it { Seen::Ours { read_only: false } } else { seen }
     }
 
-    /// Whether a mounted file system has room to grow on its device.
+    /// A mounted file system becomes as large as its device.
     ///
     /// # Errors
-    /// Those of [`larder_host::FileSystems::size`].
-    pub(super) fn is_smaller_than_device(
+    /// Those of [`larder_host::FileSystems::size`] and [`larder_host::FileSystems::grow`].
+    pub(super) fn grow_mounted(
         &self,
         device: &Path,
         fs: FsType,
         mounted_at: &Path,
-    ) -> Result<bool> {
+        cx: &Cx,
+    ) -> Result<()> {
+        if !self.is_smaller_than_device(device, fs, mounted_at)? {
+            return Ok(());
+        }
+        cx.step("grow the file system")?;
+        self.host.filesystems.grow(device, fs, Some(mounted_at))?;
+        let (FsType::Xfs, Some(freezer)) = (fs, &self.freezer) else { return Ok(()) };
+        // Older kernels (6.1 does, 6.18 does not) replay an xfs log against the size in the superblock
+        // on the device. Where growth is in the log alone, and after it the first use of the new
+        // space, a power cut leaves what cannot be mounted. So growth leaves the log before anybody
+        // relies on it.
+        cx.step("empty the log of the grown file system")?;
+        if let Err(fault) = freezer.empty_log(mounted_at) {
+            let path = mounted_at.display();
+            tracing::warn!(%fault, %path, "the grown file system's log is emptied by the kernel later");
+        }
+        Ok(())
+    }
+
+    /// Whether a mounted file system has room to grow on its device.
+    ///
+    /// # Errors
+    /// Those of [`larder_host::FileSystems::size`].
+    fn is_smaller_than_device(&self, device: &Path, fs: FsType, mounted_at: &Path) -> Result<bool> {
         let size = self.host.filesystems.size(device, fs, Some(mounted_at))?;
         // File systems use whole blocks and keep a little at the end; growing what is large enough
         // changes nothing, but writes.

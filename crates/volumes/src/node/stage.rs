@@ -460,11 +460,7 @@ impl Executor {
         let (device, path, cx) = (device.clone(), path.to_owned(), cx.clone());
         self.blocking(move |this| {
             let Some(fs) = this.mounted_fs(&path)? else { return Ok(()) };
-            if !this.is_smaller_than_device(&device, fs, &path)? {
-                return Ok(());
-            }
-            cx.step("grow the file system")?;
-            this.host.filesystems.grow(&device, fs, Some(&path))
+            this.grow_mounted(&device, fs, &path, &cx)
         })
         .await
     }

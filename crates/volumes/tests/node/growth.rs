@@ -4,6 +4,7 @@ use crate::world::{On, World, block, kind, mount, mount_as};
 use larder_host::image;
 use larder_model::{AccessMode, Bytes, CapacityRange, Cx, Kind, Secrets};
 use larder_volumes::node::{ExpandRequest, VolumeStats};
+use rustix::io::Errno;
 use std::fs;
 
 fn grow_image(world: &World, name: &str, size: Bytes) {
@@ -34,6 +35,35 @@ async fn a_file_system_grows_under_its_workload() {
             assert!(total(&world, name).await > before + (150 << 20), "{fs_type}");
         }
         drop(open);
+        world.unpublish(name, 1).await.unwrap();
+        world.unstage(name).await.unwrap();
+    }
+    world.assert_nothing_left();
+}
+
+/// A power cut must not find growth in the log alone (`tests/vm` cuts it).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grown_xfs_is_frozen_for_a_moment_and_others_are_not() {
+    let world = World::new(On::Fake);
+    let kernel = world.fake.as_ref().unwrap();
+    for (name, fs_type) in [("g-xfs", "xfs"), ("g-ext4", "ext4")] {
+        world.volume(name);
+        let how = || mount_as(fs_type, AccessMode::SingleNodeWriter);
+        world.stage(name, how()).await.unwrap();
+        world.publish(name, 1, how()).await.unwrap();
+        let staging = world.staging(name);
+        for (size, refused) in [(Bytes::mib(600), false), (Bytes::mib(900), true)] {
+            kernel.clear_log();
+            if refused && fs_type == "xfs" {
+                kernel.fail_next("freeze", Errno::BUSY);
+            }
+            grow_image(&world, name, size);
+            assert_eq!(world.expand_with(name, size, &Cx::new()).await.unwrap(), size);
+            let log = kernel.log();
+            let frozen = log.contains(&format!("freeze {}", staging.display()));
+            assert_eq!(frozen, fs_type == "xfs" && !refused, "{fs_type}: {log:#?}");
+            assert!(kernel.frozen().is_empty());
+        }
         world.unpublish(name, 1).await.unwrap();
         world.unstage(name).await.unwrap();
     }

@@ -1,7 +1,7 @@
 //! One machine: a kernel (fake or real), a backend, kubelet's directories, and restarts.
 
 use crate::backend::ImageBackend;
-use larder_host::{Host, Unmount, fake::FakeKernel, image};
+use larder_host::{Host, Unmount, fake::FakeKernel, freeze::Freezer, image};
 use larder_model::{
     AccessMode, AccessType, Bytes, CapacityRange, Cx, Kind, MountAccess, Result, Secrets,
     VolumeCapability, VolumeId,
@@ -61,7 +61,7 @@ impl World {
         let state = state.unwrap();
         let backend = Arc::new(ImageBackend::new(host.clone(), root.join("pool")));
         let boot = "boot-1".to_owned();
-        let engine = engine(&backend, &host, state.path(), &boot);
+        let engine = engine(&backend, &host, fake.as_ref(), state.path(), &boot);
         Self { host, fake, backend, engine, root, boot, state, dir }
     }
 
@@ -83,12 +83,13 @@ impl World {
             }
             std::thread::park_timeout(std::time::Duration::from_millis(10));
         }
-        self.engine = engine(&self.backend, &self.host, self.state.path(), &self.boot);
+        self.engine =
+            engine(&self.backend, &self.host, self.fake.as_ref(), self.state.path(), &self.boot);
     }
 
     /// The next process on the same machine, while this one still works.
     pub(crate) fn successor(&self) -> NodeEngine {
-        engine(&self.backend, &self.host, self.state.path(), &self.boot)
+        engine(&self.backend, &self.host, self.fake.as_ref(), self.state.path(), &self.boot)
     }
 
     /// The machine goes down and comes up again (fake kernel).
@@ -365,12 +366,20 @@ impl Drop for World {
     }
 }
 
-fn engine(backend: &Arc<ImageBackend>, host: &Host, state: &Path, boot: &str) -> NodeEngine {
+fn engine(
+    backend: &Arc<ImageBackend>,
+    host: &Host,
+    fake: Option<&FakeKernel>,
+    state: &Path,
+    boot: &str,
+) -> NodeEngine {
     let config = NodeConfig {
         driver: "image.test".parse().unwrap(),
         node: "node-1".parse().unwrap(),
         state_dir: state.to_owned(),
         boot_id: boot.to_owned(),
+        // The real one takes a program: the tests of `larder` have it.
+        freezer: fake.map(|kernel| Arc::new(Freezer::fake(kernel))),
     };
     let claims = Claims::new();
     let node = NodeEngine::new(backend.clone(), host.clone(), config, claims.clone());
