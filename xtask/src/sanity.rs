@@ -11,7 +11,9 @@
 //! the list stays true.
 
 mod bench;
+mod inside;
 mod leaks;
+mod nfs;
 mod report;
 mod server;
 mod skips;
@@ -63,6 +65,10 @@ pub(crate) struct Args {
     /// Only specs whose name matches this regular expression (skips are not judged)
     #[arg(long, value_name = "REGEX")]
     focus: Option<String>,
+    /// This is the machine that has what is served, and here is what is built: the suite, and a folder
+    /// for logs
+    #[arg(long, hide = true, num_args = 2, value_names = ["SUITE", "LOGS"])]
+    inside: Option<Vec<PathBuf>>,
 }
 
 /// The backends that are served.
@@ -72,6 +78,8 @@ pub(crate) enum Backend {
     Dir,
     /// Images on loop devices
     Loop,
+    /// Directories of a server, in a virtual machine that has one
+    Nfs,
 }
 
 impl fmt::Display for Backend {
@@ -79,6 +87,7 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Self::Dir => "dir",
             Self::Loop => "loop",
+            Self::Nfs => "nfs",
         })
     }
 }
@@ -102,20 +111,29 @@ impl fmt::Display for Access {
 }
 
 /// What can be served how.
-const COMBINATIONS: [(Backend, Access); 3] =
-    [(Backend::Dir, Access::Mount), (Backend::Loop, Access::Mount), (Backend::Loop, Access::Block)];
+const COMBINATIONS: [(Backend, Access); 4] = [
+    (Backend::Dir, Access::Mount),
+    (Backend::Loop, Access::Mount),
+    (Backend::Loop, Access::Block),
+    (Backend::Nfs, Access::Mount),
+];
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    larder_needs::ensure(&[Purpose::Build, Purpose::Sanity])?;
+    if args.inside.is_none() {
+        larder_needs::ensure(&[Purpose::Build, Purpose::Sanity])?;
+    }
     ensure!(larder_needs::is_root(), "sanity mounts file systems (hint: run it as root)");
     let chosen: Vec<_> = COMBINATIONS
         .into_iter()
         .filter(|(backend, _)| args.backend.is_none_or(|wanted| wanted == *backend))
         .filter(|(_, access)| args.access.is_none_or(|wanted| wanted == *access))
         .collect();
-    ensure!(!chosen.is_empty(), "volumes of dir are directories: there is no block access");
-    let suite = suite::get()?;
+    ensure!(!chosen.is_empty(), "volumes of dir and nfs are directories: there is no block access");
+    let suite = match args.inside.as_deref() {
+        Some([suite, _]) => suite.clone(),
+        _ => suite::get()?,
+    };
     let larder = if let Some(binary) = &args.larder {
         // The server runs in another folder.
         std::path::absolute(binary)?
@@ -128,7 +146,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         for round in 0..args.rounds {
             let seed = args.seed.map_or_else(clock_seed, |seed| seed.wrapping_add(round));
             let run = Run { args, suite: &suite, larder: &larder, backend, access, seed };
-            let totals = run.whole().with_context(|| format!("sanity {backend} {access}"))?;
+            let there = backend == Backend::Nfs && args.inside.is_none();
+            let done = if there { inside::run(&run) } else { run.whole() };
+            let totals = done.with_context(|| format!("sanity {backend} {access}"))?;
             println!("{backend} {access}, seed {seed}: {totals}\n");
             sum = sum + totals;
         }
@@ -155,7 +175,11 @@ impl Run<'_> {
     fn whole(&self) -> Result<Totals> {
         let began = Instant::now();
         let bench = Bench::new()?;
-        let server = Server::start(self.larder, &self.backend.to_string(), &bench)?;
+        let pool = match self.backend {
+            Backend::Nfs => nfs::serve(&bench.pool())?,
+            Backend::Dir | Backend::Loop => bench.pool().display().to_string(),
+        };
+        let server = Server::start(self.larder, &self.backend.to_string(), &pool, &bench)?;
         let before = leaks::Traces::of(&bench)?;
         let ended = proc::run_limited(&mut self.command(&bench)?, &bench.suite_log(), LIMIT)?;
         let mut problems = Vec::new();
@@ -164,6 +188,9 @@ impl Run<'_> {
         }
         problems.extend(before.compare(&leaks::Traces::of(&bench)?));
         problems.extend(server.stop()?);
+        if self.backend == Backend::Nfs {
+            nfs::stop()?;
+        }
         let outcomes = match report::read(&bench.report()) {
             Ok(outcomes) => outcomes,
             Err(error) => {
@@ -173,7 +200,11 @@ impl Run<'_> {
         };
         let totals = self.judge(&outcomes, problems)?;
         if totals.failed > 0 {
-            bench.keep_logs(&crate::target_dir()?.join("xtask"), &self.label())?;
+            let folder = match self.args.inside.as_deref() {
+                Some([_, logs]) => logs.clone(),
+                _ => crate::target_dir()?.join("xtask"),
+            };
+            bench.keep_logs(&folder, &self.label())?;
         }
         println!("took {:.1} s", began.elapsed().as_secs_f64());
         bench.close()?;

@@ -41,8 +41,10 @@ pub(crate) struct BackendKind {
     pub(crate) parameters: &'static [Parameter],
     /// Its volumes are block devices, which can be encrypted.
     pub(crate) devices: bool,
-    /// How the data in its pools is called.
-    pub(crate) names: larder_pool::DataNames,
+    /// Its pools are exports of servers, and not directories.
+    pub(crate) exports: bool,
+    /// How the data in its pools is called, where they are directories.
+    pub(crate) names: Option<larder_pool::DataNames>,
     /// Looks at its pools in the configuration: an error that is fatal, and warnings.
     pub(crate) advise: fn(&Pools) -> Result<Advice>,
     /// Makes it, not started.
@@ -55,7 +57,8 @@ pub(crate) const KINDS: &[BackendKind] = &[
         name: "dir",
         parameters: larder_backend_dir::PARAMETERS,
         devices: false,
-        names: larder_backend_dir::NAMES,
+        exports: false,
+        names: Some(larder_backend_dir::NAMES),
         advise: larder_backend_dir::advise,
         make: dir,
     },
@@ -63,9 +66,19 @@ pub(crate) const KINDS: &[BackendKind] = &[
         name: "loop",
         parameters: larder_backend_loop::PARAMETERS,
         devices: true,
-        names: larder_backend_loop::NAMES,
+        exports: false,
+        names: Some(larder_backend_loop::NAMES),
         advise: |_| Ok(Vec::new()),
         make: r#loop,
+    },
+    BackendKind {
+        name: "nfs",
+        parameters: larder_backend_nfs::PARAMETERS,
+        devices: false,
+        exports: true,
+        names: None,
+        advise: |_| Ok(Vec::new()),
+        make: nfs,
     },
 ];
 
@@ -77,6 +90,11 @@ pub(crate) fn find(name: &str) -> Option<&'static BackendKind> {
 fn dir(parts: Parts<'_>) -> Result<Arc<dyn Backend>> {
     let settings = larder_backend_dir::Settings { pools: parts.driver.pools.clone() };
     larder_backend_dir::DirBackend::new(settings, parts.host, parts.node.clone(), parts.note())
+}
+
+fn nfs(parts: Parts<'_>) -> Result<Arc<dyn Backend>> {
+    let settings = larder_backend_nfs::Settings { exports: parts.driver.exports.clone() };
+    larder_backend_nfs::new(settings, parts.host)
 }
 
 fn r#loop(parts: Parts<'_>) -> Result<Arc<dyn Backend>> {

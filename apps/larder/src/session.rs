@@ -276,8 +276,8 @@ pub(crate) fn driver_settings(target: &Target) -> anyhow::Result<DriverSettings>
 /// # Errors
 /// `Invalid` where several exist and none is called `default`.
 pub(crate) fn default_pool(driver: &DriverSettings) -> Result<PoolName> {
-    let mut pools = driver.pools.keys();
-    let default = driver.pools.keys().find(|p| p.as_str() == "default");
+    let mut pools = driver.pool_names();
+    let default = driver.pool_names().find(|p| p.as_str() == "default");
     match (default, pools.next(), pools.next()) {
         (Some(pool), ..) | (None, Some(pool), None) => Ok(pool.clone()),
         _ => Err(Fault::invalid(format!(

@@ -127,6 +127,11 @@ fn place(path: &Path) -> Option<Arc<Place>> {
     }
 }
 
+/// Whether `path` leads to a file system that may not answer.
+pub(crate) fn may_hang(path: &Path) -> bool {
+    path.is_absolute() && place(path).is_some()
+}
+
 /// Paths that were walked a moment ago and lead to local file systems. A walk is ten times the system
 /// calls of all else that a small call does; what it finds can only change with the mount table (which
 /// the kernel tells) or a symlink.

@@ -14,7 +14,7 @@ mod points;
 mod tree;
 
 pub(crate) use points::reach;
-pub(crate) use tree::remove_at;
+pub(crate) use tree::{remove_at, remove_at_while};
 pub use tree::{remove_tree, remove_tree_while};
 
 use crate::sys::io_fault;

@@ -22,6 +22,7 @@
 //! | [`btrfs`], [`quota`] | subvolumes and size limits |
 //! | [`cgroup`] | limits of a device's throughput |
 //! | [`memory`] | memory that was freed and is still held |
+//! | [`remote`] | directories of file systems that may hang, worked on by a process that can be killed |
 //! | [`paths`] | target paths from outside |
 //! | [`sockets`] | sockets' files, and whether somebody serves them |
 //! | [`terminal`] | asking a person for a secret |
@@ -65,6 +66,7 @@ pub mod memory;
 pub mod mounts;
 pub mod paths;
 pub mod quota;
+pub mod remote;
 pub mod sockets;
 mod sys;
 pub mod terminal;
@@ -91,6 +93,8 @@ pub struct Host {
     pub filesystems: Arc<dyn FileSystems>,
     /// Limits of throughput.
     pub throttle: Arc<dyn Throttle>,
+    /// What helper processes are.
+    pub helper: HelperProgram,
 }
 
 impl Host {
@@ -103,10 +107,11 @@ impl Host {
     /// The machine this runs on, with another helper program (tests).
     pub fn real_with(helper: HelperProgram) -> Self {
         Self {
-            mounts: Arc::new(mounts::RealMounts::new()),
+            mounts: Arc::new(mounts::RealMounts::with_helper(helper.clone())),
             loops: Arc::new(loops::RealLoops::new()),
-            filesystems: Arc::new(filesystems::RealFileSystems::new(helper)),
+            filesystems: Arc::new(filesystems::RealFileSystems::new(helper.clone())),
             throttle: Arc::new(cgroup::RealThrottle::default()),
+            helper,
         }
     }
 

@@ -45,6 +45,12 @@ pub trait Backend: Send + Sync + 'static {
     /// The configured pools, in the order of their names.
     fn pools(&self) -> Vec<PoolName>;
 
+    /// Whether a handle of this pool is to be answered here. By default its pools are the configured ones;
+    /// volumes that others made may be in none.
+    fn has_pool(&self, pool: &PoolName) -> bool {
+        self.pools().contains(pool)
+    }
+
     /// The pool of a request that names none.
     ///
     /// # Errors
@@ -147,6 +153,17 @@ pub trait Provision: Send + Sync {
     /// # Errors
     /// `NotFound`, `Unavailable`, `Corrupt` (its record cannot be read).
     async fn get_volume(&self, id: &VolumeId) -> Result<Volume>;
+
+    /// The volume, as whoever asks knows it: `context` are its attributes, from its creation or as an
+    /// administrator wrote them. By default they tell nothing that the id does not; of a volume that others
+    /// made on a server they tell all, and what names its place need not be looked up.
+    ///
+    /// # Errors
+    /// As [`Provision::get_volume`]; `Invalid` for attributes that no volume has.
+    async fn describe_volume(&self, id: &VolumeId, context: &Attributes) -> Result<Volume> {
+        let _ = context;
+        self.get_volume(id).await
+    }
 
     /// Refuses parameters that `ensure_volume` would refuse, without effects (for
     /// ValidateVolumeCapabilities and GetCapacity).

@@ -203,6 +203,14 @@ impl Fault {
     pub fn is_no_room(&self) -> bool {
         self.shortage().is_some()
     }
+    /// What it came from.
+    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
+        self.source.as_deref()
+    }
+    /// The number of the system's error that it came from.
+    pub fn os_error(&self) -> Option<i32> {
+        self.cause()?.downcast_ref::<std::io::Error>()?.raw_os_error()
+    }
     /// What failed, without hint and cause.
     pub fn what(&self) -> &str {
         &self.what

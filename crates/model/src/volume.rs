@@ -64,6 +64,9 @@ pub struct VolumeSpec {
     /// How the node shall encrypt it. The backend keeps [`Encryption::context`] in the volume's context,
     /// makes room for the header, and refuses copies that [`FormatState::check_copy`] refuses.
     pub encryption: Option<Encryption>,
+    /// What the caller says of who wants it: the reserved keys, such as the names of claim and namespace.
+    /// They are no property of the volume; names may be made from them.
+    pub about: Attributes,
     /// Where its first data comes from.
     pub source: Option<ContentSource>,
     /// Where it must be usable.

@@ -225,7 +225,7 @@ impl Inner {
             return Err(Fault::invalid(format!("accept an empty {field}")));
         }
         let handle = self.backend.parse_handle(text).map_err(|f| f.with_kind(Kind::NotFound))?;
-        if self.backend.pools().contains(handle.pool()) {
+        if self.backend.has_pool(handle.pool()) {
             return Ok(handle);
         }
         Err(Fault::unavailable(format!(

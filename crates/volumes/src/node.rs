@@ -49,6 +49,7 @@ mod recover;
 pub mod request;
 mod sight;
 mod stage;
+mod stale;
 mod stats;
 mod unpublish;
 mod unstage;

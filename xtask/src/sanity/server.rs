@@ -26,13 +26,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it on the bench's pool, and waits until it answers calls.
-    pub(crate) fn start(larder: &Path, backend: &str, bench: &Bench) -> Result<Self> {
+    /// Starts it on that pool, and waits until it answers calls.
+    pub(crate) fn start(larder: &Path, backend: &str, pool: &str, bench: &Bench) -> Result<Self> {
         let log = bench.server_log();
         let file = File::create(&log)?;
         let mut command = Command::new(larder);
         command.args(["serve", "--backend", backend, "--node", "sanity-node"]);
-        command.arg("--pool").arg(bench.pool());
+        command.args(["--pool", pool]);
         command.arg("--endpoint").arg(bench.endpoint());
         command.arg("--state-dir").arg(bench.state());
         command.args(["--log-level", "debug"]);

@@ -61,12 +61,12 @@ impl Row for Adopted {
 pub(crate) async fn run(flags: cli::Adopt) -> Result<()> {
     let path = std::path::absolute(&flags.pool)
         .map_err(|e| Fault::io(format!("find the pool {}", flags.pool.display()), e))?;
-    let (found, backend) = larder_host::blocking(move || see(&path)).await?;
+    let (found, backend, is_dir) = larder_host::blocking(move || see(&path)).await?;
     let driver: DriverName = match flags.driver {
         Some(driver) => driver,
-        None => format!("{}.csi.larder.dev", backend.name).parse()?,
+        None => format!("{backend}.csi.larder.dev").parse()?,
     };
-    let (volumes, problems) = volumes(&found, &flags.pool_name, backend.names.is_dir);
+    let (volumes, problems) = volumes(&found, &flags.pool_name, is_dir);
     match flags.output.output {
         Format::Yaml => {
             let node = node(flags.node)?;
@@ -90,8 +90,8 @@ pub(crate) async fn run(flags: cli::Adopt) -> Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(Found.into()) }
 }
 
-/// The pool, the kind of its backend, and the size of its file system.
-type Seen = ((Look, Bytes), &'static backends::BackendKind);
+/// The pool and the size of its file system, its backend, and whether its volumes are directories.
+type Seen = ((Look, Bytes), &'static str, bool);
 
 fn see(path: &Path) -> larder_model::Result<Seen> {
     let host = Host::real();
@@ -111,7 +111,10 @@ fn see(path: &Path) -> larder_model::Result<Seen> {
         ))
     })?;
     let total = host.filesystems.usage(path)?.total;
-    Ok(((look(path, kind.names)?, total), kind))
+    let names = kind.names.ok_or_else(|| {
+        Fault::invalid(format!("adopt {}: {} has no such pools", path.display(), kind.name))
+    })?;
+    Ok(((look(path, names)?, total), kind.name, names.is_dir))
 }
 
 fn node(given: Option<NodeName>) -> larder_model::Result<NodeName> {

@@ -25,7 +25,7 @@ fn check(path: &Path) -> Result<()> {
     if fatal > 0 {
         return Err(WrongConfig(format!("accept {}: {fatal} errors", path.display())).into());
     }
-    let pools: usize = settings.drivers.iter().map(|d| d.pools.len()).sum();
+    let pools: usize = settings.drivers.iter().map(|d| d.pool_names().count()).sum();
     output::line(format!(
         "{}: {} drivers, {pools} pools: ok",
         path.display(),

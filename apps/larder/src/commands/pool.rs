@@ -122,6 +122,11 @@ pub(crate) async fn run(command: cli::Pool) -> Result<()> {
                 Some(pool) => pool.parse()?,
                 None => session::default_pool(&driver)?,
             };
+            if driver.exports.contains_key(&pool) {
+                return Err(Fault::invalid(format!("make the export {pool} a pool by hand"))
+                    .hint("with create: true in the configuration its first use does that")
+                    .into());
+            }
             let settings = driver.pools.get(&pool).ok_or_else(|| {
                 Fault::not_found(format!(
                     "find pool {pool} of driver {} in the configuration",

@@ -3,7 +3,7 @@
 //! Nothing is changed and nothing is bound. Errors make the configuration unusable (exit status 64);
 //! warnings say what will not be as one might expect.
 
-use super::Settings;
+use super::{DriverSettings, Settings};
 use crate::{backends, logging};
 use larder_model::PoolName;
 use std::{
@@ -102,11 +102,8 @@ fn find(settings: &Settings, look: bool) -> Vec<Problem> {
                 ),
             );
         }
-        if driver.pools.is_empty() {
-            found.error(
-                at("pools"),
-                "there is none (hint: pools: { default: { path: /var/lib/larder } })",
-            );
+        if let Some(kind) = kind {
+            pools_of_kind(&mut found, driver, kind, at);
         }
         match kind.filter(|_| look).map(|kind| (kind.advise)(&driver.pools)) {
             None => {}
@@ -136,6 +133,34 @@ fn find(settings: &Settings, look: bool) -> Vec<Problem> {
         }
     }
     found.0
+}
+
+/// Whether the driver has pools, and of the sort that its kind of storage knows.
+fn pools_of_kind(
+    found: &mut Findings,
+    driver: &DriverSettings,
+    kind: &backends::BackendKind,
+    at: impl Fn(&str) -> String,
+) {
+    let (key, other, example) = match kind.exports {
+        true => {
+            ("exports", "pools", "exports: { default: { server: nas.example, share: /export } }")
+        }
+        false => ("pools", "exports", "pools: { default: { path: /var/lib/larder } }"),
+    };
+    let (none, others) = match kind.exports {
+        true => (driver.exports.is_empty(), !driver.pools.is_empty()),
+        false => (driver.pools.is_empty(), !driver.exports.is_empty()),
+    };
+    if none {
+        found.error(at(key), format!("there is none (hint: {example})"));
+    }
+    if others {
+        found.error(at(other), format!("backend {} has {key} (hint: {example})", kind.name));
+    }
+    if let Err(fault) = larder_backend_nfs::check(&driver.exports) {
+        found.error(at("exports"), fault.to_string());
+    }
 }
 
 /// It may be made later, by whoever makes it.

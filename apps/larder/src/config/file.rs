@@ -1,6 +1,7 @@
 //! The file as it is written.
 
 use crate::logging::LogFormat;
+use larder_backend_nfs::ExportConfig;
 use larder_csi::Endpoint;
 use larder_model::{DriverName, Fault, NodeName, PoolName, Result};
 use larder_pool::PoolConfig;
@@ -87,6 +88,9 @@ pub(crate) struct Driver {
     pub(crate) register: bool,
     #[serde(default)]
     pub(crate) pools: BTreeMap<PoolName, PoolConfig>,
+    /// Pools that are exports of servers.
+    #[serde(default)]
+    pub(crate) exports: BTreeMap<PoolName, ExportConfig>,
 }
 
 fn endpoint<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Endpoint>, D::Error> {

@@ -22,8 +22,9 @@ pub(crate) use check::check;
 pub(crate) use check::check_by_itself;
 pub(crate) use file::Kubernetes;
 
-use crate::logging::LogFormat;
+use crate::{backends, logging::LogFormat};
 use clap::{Args, ValueHint};
+use larder_backend_nfs::ExportConfig;
 use larder_csi::Endpoint;
 use larder_model::{DriverName, Fault, NodeName, PoolName, Result};
 use larder_pool::PoolConfig;
@@ -86,8 +87,18 @@ pub(crate) struct DriverSettings {
     pub(crate) endpoint: Endpoint,
     /// kubelet learns of the driver through a socket in its plugins_registry folder.
     pub(crate) register: bool,
-    /// Its pools.
+    /// Its pools that are directories.
     pub(crate) pools: BTreeMap<PoolName, PoolConfig>,
+    /// Its pools that are exports of servers.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) exports: BTreeMap<PoolName, ExportConfig>,
+}
+
+impl DriverSettings {
+    /// The names of all its pools.
+    pub(crate) fn pool_names(&self) -> impl Iterator<Item = &PoolName> {
+        self.pools.keys().chain(self.exports.keys())
+    }
 }
 
 fn as_text<S: serde::Serializer>(value: &Endpoint, s: S) -> Result<S::Ok, S::Error> {
@@ -103,7 +114,7 @@ pub(crate) struct ServeFlags {
     /// Serve one driver of this kind without a configuration file.
     #[arg(long, requires = "pool")]
     pub(crate) backend: Option<String>,
-    /// Its pool: a directory. An empty one is initialised.
+    /// Its pool: a directory, for nfs an export as SERVER:/SHARE. An empty one is initialised.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "backend")]
     pub(crate) pool: Option<PathBuf>,
     /// Its socket. Also overrides the one of a configuration with a single driver.
@@ -207,23 +218,28 @@ pub(crate) fn of_serve(flags: &ServeFlags) -> Result<Settings> {
 
 /// One driver over one directory, as `serve --backend B --pool DIR` asks for.
 fn single(backend: &str, pool: &Path, flags: &ServeFlags) -> Result<Settings> {
-    let pool = std::path::absolute(pool).map_err(|e| {
-        Fault::io(format!("find the current folder for pool {}", pool.display()), e)
-    })?;
     let name = match &flags.name {
         Some(name) => name.clone(),
         None => format!("{backend}.csi.larder.dev").parse()?,
     };
-    let driver = file::Driver {
+    let mut driver = file::Driver {
         name,
         backend: backend.to_owned(),
         endpoint: None,
         register: false,
-        pools: BTreeMap::from([(
-            "default".parse()?,
-            PoolConfig { create: true, ..PoolConfig::new(pool) },
-        )]),
+        pools: BTreeMap::new(),
+        exports: BTreeMap::new(),
     };
+    if backends::find(backend).is_some_and(|kind| kind.exports) {
+        let export: ExportConfig = pool.to_string_lossy().parse()?;
+        driver.exports.insert("default".parse()?, ExportConfig { create: true, ..export });
+    } else {
+        let pool = std::path::absolute(pool).map_err(|e| {
+            Fault::io(format!("find the current folder for pool {}", pool.display()), e)
+        })?;
+        let pool = PoolConfig { create: true, ..PoolConfig::new(pool) };
+        driver.pools.insert("default".parse()?, pool);
+    }
     settings(file::File { drivers: vec![driver], ..file::File::default() })
 }
 
@@ -243,8 +259,8 @@ pub(crate) fn settings(file: file::File) -> Result<Settings> {
             None => format!("unix://{}/plugins/{}/csi.sock", kubelet_dir.display(), driver.name)
                 .parse()?,
         };
-        let file::Driver { name, backend, register, pools, .. } = driver;
-        Ok(DriverSettings { name, backend, endpoint, register, pools })
+        let file::Driver { name, backend, register, pools, exports, .. } = driver;
+        Ok(DriverSettings { name, backend, endpoint, register, pools, exports })
     });
     Ok(Settings {
         node,

@@ -159,7 +159,7 @@ fn of_volume(driver: &DriverScene, pool: &PoolScene, volume: &Item<VolumeRecord>
     let mut found = of_item(pool, volume, "volume");
     if let (Some(Ok(record)), Some(data)) = (&volume.record, volume.found)
         && data.is_right
-        && !driver.names.is_dir
+        && driver.names.is_some_and(|names| !names.is_dir)
         && data.size < record.size.get()
         && !driver.is_busy_with(volume.native.as_str())
     {

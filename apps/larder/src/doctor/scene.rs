@@ -84,7 +84,7 @@ pub(crate) struct Scene {
 /// A driver.
 pub(crate) struct DriverScene {
     pub(crate) settings: DriverSettings,
-    pub(crate) names: DataNames,
+    pub(crate) names: Option<DataNames>,
     /// Who serves it, in words.
     pub(crate) served: Option<String>,
     /// What that says.
@@ -349,7 +349,13 @@ fn state(host: &Host, config: &PoolConfig, kind: &backends::BackendKind) -> Stat
             Err(fault) => return State::Away(&AWAY, fault),
         }
     }
-    match larder_pool::look::look(path, kind.names) {
+    let Some(names) = kind.names else {
+        let fault =
+            Fault::unavailable(format!("use {}: {} has no pools", path.display(), kind.name))
+                .hint("its pools are `exports`");
+        return State::Away(&OTHER, fault);
+    };
+    match larder_pool::look::look(path, names) {
         Ok(look) if look.identity.backend != kind.name => {
             let fault = Fault::unavailable(format!(
                 "use {}: it is a pool of backend {}, not {}",

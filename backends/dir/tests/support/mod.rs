@@ -312,6 +312,7 @@ pub(crate) fn spec(id: &str) -> VolumeSpec {
         parameters: Attributes::new(),
         mutable_parameters: Attributes::new(),
         encryption: None,
+        about: Attributes::new(),
         source: None,
         topology: None,
         secrets: Secrets::default(),

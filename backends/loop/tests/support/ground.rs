@@ -300,6 +300,7 @@ impl Ask {
                 .collect(),
             mutable_parameters: Attributes::new(),
             encryption: None,
+            about: Attributes::new(),
             source: self.source.clone(),
             topology: None,
             secrets: Secrets::default(),

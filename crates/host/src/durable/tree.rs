@@ -62,6 +62,19 @@ pub(crate) fn remove_at(directory: &OwnedFd, name: &std::ffi::CStr) -> rustix::i
     removal.entry(directory, &name.to_owned(), 0).map_err(|failed| failed.why)
 }
 
+/// As [`remove_tree_while`] for the entry `name` of an open directory.
+pub(crate) fn remove_at_while(
+    directory: &OwnedFd,
+    name: &std::ffi::CStr,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<()> {
+    let mut removal = Removal { root: None, moved: 0, goes_on };
+    removal
+        .entry(directory, &name.to_owned(), 0)
+        .and_then(|()| rustix::fs::fsync(directory).map_err(|e| At::new("", e)))
+        .map_err(|failed| failed.fault("remove it".to_owned()))
+}
+
 struct Removal<'a> {
     /// The top directory of the tree: deep ones are moved here.
     root: Option<OwnedFd>,

@@ -29,7 +29,7 @@ mod loops;
 mod mounts;
 mod throttle;
 
-use crate::{DeviceId, DeviceUser, Host, Usage, mounts::MountEntry, sys::io_fault};
+use crate::{DeviceId, DeviceUser, HelperProgram, Host, Usage, mounts::MountEntry, sys::io_fault};
 use larder_model::{Bytes, Fault, FsType, Kind, Limits, Result};
 use rustix::{fd::OwnedFd, io::Errno};
 use std::{
@@ -120,6 +120,7 @@ impl FakeKernel {
             loops: Arc::new(loops::FakeLoops(self.clone())),
             filesystems: Arc::new(filesystems::FakeFileSystems(self.clone())),
             throttle: Arc::new(throttle::FakeThrottle(self.clone())),
+            helper: HelperProgram::default(),
         }
     }
 

@@ -89,7 +89,7 @@ pub(crate) fn statfs_main(mut arguments: impl Iterator<Item = OsString>) -> Exit
     }
 }
 
-fn from_statvfs(stat: &StatVfs) -> Usage {
+pub(crate) fn from_statvfs(stat: &StatVfs) -> Usage {
     let bytes = |blocks: u64| Bytes::new(blocks.saturating_mul(stat.f_frsize));
     Usage {
         total: bytes(stat.f_blocks),

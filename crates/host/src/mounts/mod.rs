@@ -12,6 +12,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod create;
+pub(crate) mod network;
 mod real;
 mod shown;
 mod statmount;
@@ -27,6 +28,7 @@ pub(crate) use table::at;
 pub use table::parse_mountinfo;
 
 use larder_model::Result;
+use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -145,7 +147,7 @@ pub struct MountRoot {
 }
 
 /// A file system to mount.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct MountRequest {
     /// Kind: `ext4`, `nfs`, `tmpfs` …
     pub fs_type: String,
@@ -161,7 +163,7 @@ pub struct MountRequest {
 }
 
 /// A directory or file to show at a second place.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct BindRequest {
     /// What.
     pub source: PathBuf,

@@ -4,10 +4,10 @@ use super::{
     BindRequest, DeviceId, DeviceUser, MountEntry, MountPlace, MountRequest, MountRoot, Mounts,
     Unmount,
     attributes::{self, Sorted},
-    create, shown, statmount, sys, table, users,
+    create, network, shown, statmount, sys, table, users,
     watched::Watched,
 };
-use crate::sys::io_fault;
+use crate::{HelperProgram, alive, sys::io_fault};
 use larder_model::{Fault, Kind, Result};
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -31,12 +31,19 @@ pub struct RealMounts {
     /// this process cannot stack.
     placing: Mutex<()>,
     places: Watched,
+    /// Touches what may hang; None: this is such a helper, or nothing here may hang.
+    helper: Option<HelperProgram>,
 }
 
 impl RealMounts {
     /// The mounts of this machine.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same; whatever asks a server is done by a helper process, in time.
+    pub fn with_helper(helper: HelperProgram) -> Self {
+        Self { helper: Some(helper), ..Self::default() }
     }
 
     /// Moves a detached mount to its place.
@@ -107,6 +114,10 @@ impl Mounts for RealMounts {
     }
 
     fn mount(&self, request: &MountRequest) -> Result<()> {
+        if let Some(helper) = self.helper.as_ref().filter(|_| network::is_network(&request.fs_type))
+        {
+            return network::mount(request, helper);
+        }
         let sorted = attributes::sort(&request.options, request.read_only)?;
         let place = open_target(&request.target)?;
         place.refuse_to_stack(&request.target)?;
@@ -129,6 +140,9 @@ impl Mounts for RealMounts {
     }
 
     fn bind(&self, request: &BindRequest) -> Result<()> {
+        if let Some(helper) = self.helper.as_ref().filter(|_| alive::may_hang(&request.source)) {
+            return network::bind(request, helper);
+        }
         let BindRequest { source, target, .. } = request;
         let what = || format!("show {} at {}", source.display(), target.display());
         let sorted = attributes::sort(&request.options, request.read_only)?;

@@ -495,6 +495,7 @@ pub fn spec(id: &str) -> VolumeSpec {
         parameters: Attributes::new(),
         mutable_parameters: Attributes::new(),
         encryption: None,
+        about: Attributes::new(),
         source: None,
         topology: None,
         secrets: Secrets::default(),

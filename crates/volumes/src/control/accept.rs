@@ -127,6 +127,14 @@ pub(super) fn encryption(facts: &Facts, parameters: &mut Attributes) -> Result<O
     Ok(encryption)
 }
 
+/// What is left of them: who the volume is for.
+pub(super) fn reserved(map: &Attributes) -> Attributes {
+    map.iter()
+        .filter(|(key, _)| key.starts_with(RESERVED))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
 /// Refuses a requirement that says nothing, or that contradicts itself.
 pub(super) fn topology(requirement: &TopologyRequirement) -> Result<()> {
     let TopologyRequirement { requisite, preferred } = requirement;

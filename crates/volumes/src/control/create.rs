@@ -75,6 +75,7 @@ impl Inner {
         let mut parameters = accept::own(&request.parameters);
         let mutable_parameters = accept::own(&request.mutable_parameters);
         let encryption = accept::encryption(facts, &mut parameters)?;
+        let about = accept::reserved(&request.parameters);
         if !mutable_parameters.is_empty() && provision.modify().is_none() {
             return Err(Fault::invalid("create a volume with mutable_parameters")
                 .hint("this driver does not announce MODIFY_VOLUME"));
@@ -103,6 +104,7 @@ impl Inner {
             parameters,
             mutable_parameters,
             encryption,
+            about,
             source,
             topology: request.topology,
             secrets: request.secrets,

@@ -68,7 +68,15 @@ impl ControlEngine {
         if request.capabilities.is_empty() {
             return Err(Fault::invalid("accept no volume capability: at least one is needed"));
         }
-        let volume = self.0.backend.provision().get_volume(&id).await?;
+        let provision = self.0.backend.provision();
+        let volume = match provision.get_volume(&id).await {
+            // What others made on a server is known by its attributes alone.
+            Err(gone) if gone.kind() == Kind::NotFound && !request.context.is_empty() => {
+                let described = provision.describe_volume(&id, &request.context).await;
+                described.ok().filter(|volume| volume.is_static).ok_or(gone)?
+            }
+            known => known?,
+        };
         match self.0.check_validation(&request, &volume) {
             Ok(()) => Ok(Validated::Confirmed),
             Err(fault) if fault.kind() == Kind::Invalid => {

@@ -167,7 +167,13 @@ impl Executor {
         known: Option<(Option<&Shows>, Option<&Root>)>,
         read_only: Option<bool>,
     ) -> Result<Seen> {
-        Ok(match sight::look(&self.host, path)? {
+        let network = matches!(known, Some((Some(shows), _)) if shows.is_network());
+        let place = if network {
+            sight::look_in_table(&self.host, path)?
+        } else {
+            sight::look(&self.host, path)?
+        };
+        Ok(match place {
             Place::Missing => Seen::Missing,
             Place::Directory { empty } => Seen::Directory { empty },
             Place::File { empty } => Seen::File { empty },
@@ -180,7 +186,7 @@ impl Executor {
                 let read_only = match read_only {
                     Some(read_only) => read_only,
                     None => {
-                        let top = self.host.mounts.top_at(path)?;
+                        let top = sight::top_at(&self.host, path, network)?;
                         top.is_some_and(|entry| entry.is_read_only())
                     }
                 };

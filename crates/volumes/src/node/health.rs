@@ -5,6 +5,8 @@ use super::{
     executor::Executor,
     plan::Seen,
     record::{Phase, Record, Shows},
+    sight,
+    stale::STALE,
 };
 use larder_host::MountEntry;
 use larder_model::{
@@ -133,7 +135,9 @@ impl Executor {
             }
         }
         let block = record.staged.as_ref().is_some_and(|staged| staged.terms.block);
-        let Some(top) = self.host.mounts.top_at(path)?.filter(|_| !block) else {
+        let network =
+            record.staged.as_ref().and_then(|s| s.shows.as_ref()).is_some_and(Shows::is_network);
+        let Some(top) = sight::top_at(&self.host, path, network)?.filter(|_| !block) else {
             return Ok(());
         };
         if is_deleted(&top) {
@@ -147,10 +151,15 @@ impl Executor {
             );
             found.push(entry(HealthStatus::Degraded, "MountReadOnly", message));
         }
-        let network =
-            record.staged.as_ref().and_then(|s| s.shows.as_ref()).is_some_and(Shows::is_network);
         match self.host.filesystems.usage(path) {
             Ok(_) => {}
+            Err(fault) if network && fault.os_error() == Some(STALE) => {
+                let message = format!(
+                    "what is mounted at {at} is gone from its server: {fault}; restart the workload, \
+                     which mounts it anew"
+                );
+                found.push(entry(HealthStatus::Inaccessible, "MountStale", message));
+            }
             Err(fault) if network && fault.kind() == Kind::Unavailable => {
                 let message = format!("its server does not answer: {fault}");
                 found.push(entry(HealthStatus::Inaccessible, "ServerUnreachable", message));

@@ -32,6 +32,8 @@ enum Trip {
     AskConnected(Box<Staged>),
     /// Something is mounted at the staging path, and no record tells what.
     Unknown,
+    /// What is mounted at the staging path is gone from its server.
+    Stale,
 }
 
 impl Executor {
@@ -65,6 +67,7 @@ impl Executor {
                 let work = work.clone();
                 self.blocking(move |this| this.publish_trip(&work, connected)).await?
             };
+            let lost = matches!(trip, Trip::Unknown);
             match trip {
                 Trip::Done => return Ok(()),
                 Trip::AskConnected(staged) => {
@@ -75,10 +78,10 @@ impl Executor {
                     }
                     connected = Some(alive);
                 }
-                Trip::Unknown if adopted => {
+                Trip::Unknown | Trip::Stale if adopted => {
                     return Err(Fault::internal("publish: what was staged just now is not known"));
                 }
-                Trip::Unknown => {
+                Trip::Unknown | Trip::Stale => {
                     // The records were wiped under a staged volume: staging again finds it mounted.
                     let again = StageRequest {
                         volume: request.volume.clone(),
@@ -89,7 +92,8 @@ impl Executor {
                         secrets: request.secrets.clone(),
                     };
                     let terms = &work.wanted.terms;
-                    self.stage(id, again, staging, terms, cx).await.map_err(not_staged)?;
+                    let staged = self.stage(id, again, staging, terms, cx).await;
+                    staged.map_err(if lost { not_staged } else { |fault| fault })?;
                     adopted = true;
                 }
             }
@@ -115,6 +119,10 @@ impl Executor {
                 None => return Ok(Trip::AskConnected(Box::new(staged.clone()))),
             }
         } else {
+            // A workload that starts must not get what its server has no more: staging heals it.
+            if self.is_stale(staged)? {
+                return Ok(Trip::Stale);
+            }
             self.see_staged(staging, Some(staged), Some(false))?.is_ours()
         };
         self.publish_steps(work, loaded, stands)

@@ -70,6 +70,26 @@ pub(super) fn look(host: &Host, path: &Path) -> Result<Place> {
     })
 }
 
+/// The same of a path where a network file system is known to be mounted: the table tells without asking
+/// its server, which may never answer.
+///
+/// # Errors
+/// As [`look`].
+pub(super) fn look_in_table(host: &Host, path: &Path) -> Result<Place> {
+    match host.mounts.mounts_at(path)?.pop() {
+        Some(top) => Ok(Place::Mounted(from_table(&top))),
+        None => look(host, path),
+    }
+}
+
+/// The topmost mount at `path`, where `network` tells whether that may be one that hangs.
+///
+/// # Errors
+/// As [`larder_host::Mounts::table`].
+pub(super) fn top_at(host: &Host, path: &Path, network: bool) -> Result<Option<MountEntry>> {
+    if network { Ok(host.mounts.mounts_at(path)?.pop()) } else { host.mounts.top_at(path) }
+}
+
 fn from_table(entry: &MountEntry) -> MountRoot {
     MountRoot { mount: entry.id, device: entry.device, inode: 0 }
 }
@@ -162,7 +182,7 @@ pub(super) fn is_ours(
     {
         return Ok(true); // The device node itself, bound over a file.
     }
-    let top = host.mounts.top_at(path)?;
+    let top = top_at(host, path, shows.is_network())?;
     Ok(top.is_some_and(|entry| matches(shows, &entry)))
 }
 

@@ -59,6 +59,7 @@ impl Executor {
     ) -> Result<()> {
         let asked = self.asked(&request.capability, &request.context)?;
         let volume = request.volume.clone();
+        self.let_go_of_stale(volume.clone(), path).await?;
         let before = self.look_before_stage(volume.clone(), path, terms).await?;
         let staged = before.record.as_ref().and_then(|record| record.staged.as_ref());
         let steps = plan::stage(
@@ -75,7 +76,8 @@ impl Executor {
         if steps.is_empty() {
             return self.rotate_staged(id, &asked, &request.secrets, cx).await;
         }
-        let kept = self.backend.provision().get_volume(id).await?;
+        let context = &request.context;
+        let kept = self.backend.provision().describe_volume(id, context).await?;
         kept.uses.check(id, &request.capability)?;
         let mut work = Work {
             id,

@@ -1,0 +1,226 @@
+//! Larder over an export, and calls as kubelet and provisioners make them.
+
+use crate::support::{self, Server};
+use larder_csi::Endpoint;
+use larder_csi::client::Channel;
+use larder_host::Host;
+use larder_proto::csi::{
+    self, controller_client::ControllerClient, node_client::NodeClient,
+    volume_capability::access_mode::Mode,
+};
+use std::path::{Path, PathBuf};
+
+/// A server's share in an own configuration; unmounted when dropped.
+pub(crate) struct Site {
+    dir: tempfile::TempDir,
+}
+
+pub(crate) struct Larder<'a> {
+    site: &'a Site,
+    server: Server,
+    local: larder_csi::Client,
+}
+
+type Answer<T> = Result<T, tonic::Status>;
+
+pub(crate) fn code(name: &str) -> tonic::Code {
+    match name {
+        "UNAVAILABLE" => tonic::Code::Unavailable,
+        "FAILED_PRECONDITION" => tonic::Code::FailedPrecondition,
+        "RESOURCE_EXHAUSTED" => tonic::Code::ResourceExhausted,
+        "INVALID_ARGUMENT" => tonic::Code::InvalidArgument,
+        other => panic!("{other}"),
+    }
+}
+
+/// The options of the mount at `target`.
+pub(crate) fn published_options(target: &Path) -> Vec<String> {
+    let top = Host::real().mounts.mounts_at(target).unwrap().pop().unwrap();
+    [top.options, top.super_options].concat()
+}
+
+impl Site {
+    pub(crate) fn new(export: &Path, mount_options: &str) -> Self {
+        Self::of(&format!("share: {}, mountOptions: [{mount_options}]", export.display()))
+    }
+
+    /// With those keys of the export besides the server.
+    pub(crate) fn of(keys: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("larder-nfs-").tempdir().unwrap();
+        let path = dir.path();
+        for folder in ["staging", "pods", "local"] {
+            std::fs::create_dir(path.join(folder)).unwrap();
+        }
+        let keys = if keys.contains("server:") {
+            keys.to_owned()
+        } else {
+            format!("server: {}, {keys}", crate::ADDRESS)
+        };
+        let dir_text = path.display();
+        let yaml = format!(
+            "node: n1\nstateDir: {dir_text}/state\ndrivers:\n\
+             - name: nfs.csi.larder.dev\n  backend: nfs\n  endpoint: unix://{dir_text}/nfs/csi.sock\n  \
+               exports:\n    default: {{ {keys}, create: true }}\n\
+             - name: dir.csi.larder.dev\n  backend: dir\n  endpoint: unix://{dir_text}/dir/csi.sock\n  \
+               pools:\n    default: {{ path: {dir_text}/local, create: true }}\n"
+        );
+        std::fs::write(path.join("config.yaml"), yaml).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn endpoint(&self, driver: &str) -> Endpoint {
+        self.path(&format!("{driver}/csi.sock")).to_str().unwrap().parse().unwrap()
+    }
+
+    pub(crate) async fn serve(&self) -> Larder<'_> {
+        self.served(Server::start(&self.path("config.yaml"), &self.endpoint("nfs"), &[])).await
+    }
+
+    pub(crate) async fn serve_and_crash_at(&self, step: u32) -> Larder<'_> {
+        let env = [("LARDER_CRASH_AT", &*step.to_string())];
+        let server = Server::spawn(&self.path("config.yaml"), &self.endpoint("nfs"), &env);
+        self.served(server).await
+    }
+
+    async fn served(&self, mut server: Server) -> Larder<'_> {
+        assert!(server.ready().await, "it ended: see its log");
+        let local = larder_csi::Client::connect(&self.endpoint("dir")).unwrap();
+        Larder { site: self, server, local }
+    }
+
+    /// What is mounted below the site.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let table = Host::real().mounts.table().unwrap();
+        let below = table.into_iter().filter(|m| m.target.starts_with(self.dir.path()));
+        below.map(|m| m.target.display().to_string()).collect()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for mount in self.mounts() {
+            let lazy = larder_host::Unmount::Lazy;
+            let _ = Host::real().mounts.unmount(Path::new(&mount), lazy);
+        }
+    }
+}
+
+fn capability() -> csi::VolumeCapability {
+    csi::VolumeCapability::mounted("", &[], Mode::MultiNodeMultiWriter)
+}
+
+impl Larder<'_> {
+    pub(crate) fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    pub(crate) fn node(&self) -> NodeClient<Channel> {
+        self.server.client.node()
+    }
+
+    pub(crate) fn controller(&self) -> ControllerClient<Channel> {
+        self.server.client.controller()
+    }
+
+    pub(crate) async fn probe(&self) {
+        let probe = self.server.client.identity().probe(csi::ProbeRequest {}).await.unwrap();
+        assert_eq!(probe.into_inner().ready, Some(true));
+    }
+
+    pub(crate) async fn create(
+        &self,
+        name: &str,
+        parameters: &[(&str, &str)],
+    ) -> Answer<csi::Volume> {
+        let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let request = csi::CreateVolumeRequest {
+            parameters: parameters.iter().map(own).collect(),
+            ..support::create(name, 1 << 20, capability())
+        };
+        let made = self.controller().create_volume(request).await?;
+        Ok(made.into_inner().volume.unwrap())
+    }
+
+    pub(crate) async fn delete(&self, id: &str) -> Answer<()> {
+        delete(self.controller(), id).await
+    }
+
+    pub(crate) async fn create_local(&self, name: &str) -> Answer<csi::Volume> {
+        let capability = csi::VolumeCapability::mounted("", &[], Mode::SingleNodeWriter);
+        let request = support::create(name, 1 << 20, capability);
+        let made = self.local.controller().create_volume(request).await?;
+        Ok(made.into_inner().volume.unwrap())
+    }
+
+    pub(crate) async fn delete_local(&self, id: &str) -> Answer<()> {
+        delete(self.local.controller(), id).await
+    }
+
+    /// Stages and publishes, as kubelet does; the target.
+    pub(crate) async fn publish(&self, volume: &csi::Volume) -> Answer<PathBuf> {
+        self.publish_at(volume, "pod").await
+    }
+
+    pub(crate) async fn publish_at(&self, volume: &csi::Volume, pod: &str) -> Answer<PathBuf> {
+        let staging = self.staging(volume);
+        let target = self.target(volume, pod);
+        let stage = csi::NodeStageVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: staging.display().to_string(),
+            volume_capability: Some(capability()),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        // Kubelet stages once for all pods of a node.
+        let first = self.site.mounts().iter().all(|m| Path::new(m) != staging);
+        if first {
+            std::fs::create_dir_all(&staging).unwrap();
+            self.node().node_stage_volume(stage).await?;
+        }
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: staging.display().to_string(),
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability()),
+            volume_context: volume.volume_context.clone(),
+            ..Default::default()
+        };
+        self.node().node_publish_volume(publish).await?;
+        Ok(target)
+    }
+
+    /// Unpublishes and unstages.
+    pub(crate) async fn unpublish(&self, volume: &csi::Volume) -> Answer<()> {
+        self.unpublish_at(volume, "pod").await?;
+        let unstage = csi::NodeUnstageVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: self.staging(volume).display().to_string(),
+        };
+        self.node().node_unstage_volume(unstage).await.map(drop)
+    }
+
+    pub(crate) async fn unpublish_at(&self, volume: &csi::Volume, pod: &str) -> Answer<()> {
+        let unpublish = csi::NodeUnpublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            target_path: self.target(volume, pod).display().to_string(),
+        };
+        self.node().node_unpublish_volume(unpublish).await.map(drop)
+    }
+
+    fn staging(&self, volume: &csi::Volume) -> PathBuf {
+        self.site.path("staging").join(volume.volume_id.replace('/', "_"))
+    }
+
+    fn target(&self, volume: &csi::Volume, pod: &str) -> PathBuf {
+        self.site.path("pods").join(format!("{pod}-{}", volume.volume_id.replace('/', "_")))
+    }
+}
+
+async fn delete(mut controller: ControllerClient<Channel>, id: &str) -> Answer<()> {
+    let request = csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+    controller.delete_volume(request).await.map(drop)
+}

@@ -1,0 +1,117 @@
+//! An export in a temporary directory.
+
+use larder_backend_nfs::{ExportConfig, Settings};
+use larder_host::{HelperProgram, Host};
+use larder_model::{
+    AccessMode, AccessType, Backend, CapacityRange, Cx, MountAccess, Result, Secrets,
+    VolumeCapability, VolumeId,
+    volume::{Attributes, Volume, VolumeSpec},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub(crate) struct Bench {
+    dir: tempfile::TempDir,
+    helper: HelperProgram,
+    pub(crate) create: bool,
+}
+
+pub(crate) struct Nfs(pub(crate) Arc<dyn Backend>);
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        Self::with_helper(HelperProgram(vec![env!("CARGO_BIN_EXE_larder-nfs-test-helper").into()]))
+    }
+
+    /// An export whose helper is as deaf as one that hangs in the kernel.
+    pub(crate) fn hung() -> Self {
+        let script = ["/bin/sh", "-c", "exec sleep 600"];
+        Self::with_helper(HelperProgram(script.map(Into::into).into()))
+    }
+
+    fn with_helper(helper: HelperProgram) -> Self {
+        let dir = tempfile::Builder::new().prefix("larder-nfs-").tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("export")).unwrap();
+        Self { dir, helper, create: true }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn export(&self) -> PathBuf {
+        self.dir.path().join("export")
+    }
+
+    /// A backend as after the start of a process; its pool is `p`.
+    pub(crate) fn backend(&self) -> Nfs {
+        let export: ExportConfig = "nas.example:/export".parse().unwrap();
+        let export = ExportConfig { local: Some(self.export()), create: self.create, ..export };
+        let settings = Settings { exports: [("p".parse().unwrap(), export)].into() };
+        let host = Host::real_with(self.helper.clone());
+        Nfs(larder_backend_nfs::new(settings, &host).unwrap())
+    }
+
+    /// Every path in the export, sorted.
+    pub(crate) fn left(&self) -> Vec<String> {
+        fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                found.push(path.strip_prefix(root).unwrap().display().to_string());
+                if path.is_dir() && !path.is_symlink() {
+                    walk(root, &path, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.export(), &self.export(), &mut found);
+        // Folders that are made when they are first needed, and stay.
+        found.retain(|path| !matches!(&**path, ".larder/places" | ".larder/deleting"));
+        found.sort();
+        found
+    }
+}
+
+impl Nfs {
+    pub(crate) async fn make(&self, spec: &VolumeSpec) -> Result<Volume> {
+        self.0.provision().ensure_volume(spec, &Cx::new()).await
+    }
+
+    pub(crate) async fn delete(&self, id: &str) -> Result<()> {
+        self.delete_in(id, &Cx::new()).await
+    }
+
+    pub(crate) async fn delete_in(&self, id: &str, cx: &Cx) -> Result<()> {
+        self.0.provision().delete_volume(&volume(id), &Secrets::default(), cx).await
+    }
+}
+
+pub(crate) fn volume(id: &str) -> VolumeId {
+    VolumeId(id.parse().unwrap())
+}
+
+pub(crate) fn spec(id: &str) -> VolumeSpec {
+    let id = volume(id);
+    let access = AccessType::Mount(MountAccess::default());
+    VolumeSpec {
+        name: id.native().as_str().parse().unwrap(),
+        id,
+        capacity: CapacityRange::default(),
+        capabilities: vec![VolumeCapability { access, mode: AccessMode::MultiNodeMultiWriter }],
+        parameters: Attributes::new(),
+        mutable_parameters: Attributes::new(),
+        encryption: None,
+        about: Attributes::new(),
+        source: None,
+        topology: None,
+        secrets: Secrets::default(),
+        ephemeral: false,
+    }
+}
+
+pub(crate) fn with(id: &str, parameters: &[(&str, &str)]) -> VolumeSpec {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    VolumeSpec { parameters: parameters.iter().map(own).collect(), ..spec(id) }
+}
