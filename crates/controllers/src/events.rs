@@ -63,9 +63,12 @@ struct EventObject {
     metadata: Meta,
 }
 
+/// Events, those of pods' and claims' controllers too.
+pub const EVENTS: Place =
+    Place { group: "", version: "v1", kind: "Event", plural: "events", namespaced: true };
+
 impl Object for EventObject {
-    const PLACE: Place =
-        Place { group: "", version: "v1", kind: "Event", plural: "events", namespaced: true };
+    const PLACE: Place = EVENTS;
     fn meta(&self) -> &Meta {
         &self.metadata
     }

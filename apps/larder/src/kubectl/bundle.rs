@@ -17,7 +17,8 @@ use larder_controllers::{
         StorageClass, Volume,
     },
     client::Kube,
-    why::{self, Subject},
+    events::EVENTS,
+    why::{self, Subject, text},
 };
 use serde_json::Value;
 use std::{fs::File, io::Write, path::PathBuf};
@@ -39,7 +40,7 @@ const OWN: [Place; 6] = [
     place("apps", "v1", "DaemonSet", "daemonsets"),
     place("apps", "v1", "Deployment", "deployments"),
     place("", "v1", "ConfigMap", "configmaps"),
-    place("", "v1", "Event", "events"),
+    EVENTS,
     place("coordination.k8s.io", "v1", "Lease", "leases"),
     place("", "v1", "Pod", "pods"),
 ];
@@ -90,10 +91,10 @@ impl Bundle {
         Ok(self.tar.append_data(&mut header, path, text.as_bytes())?)
     }
 
-    /// Objects as they are, but for their secrets.
-    fn objects(&mut self, path: &str, mut objects: Vec<Value>) -> Result<()> {
-        objects.iter_mut().for_each(redact::object);
-        self.write(path, &serde_json::to_string_pretty(&objects)?)
+    /// An object as it is, but for its secrets.
+    fn object(&mut self, path: &str, mut object: Value) -> Result<()> {
+        redact::object(&mut object);
+        self.write(path, &serde_json::to_string_pretty(&object)?)
     }
 
     async fn list(&mut self, kube: &Kube, place: Place, namespace: &str) -> Vec<Value> {
@@ -120,17 +121,15 @@ impl Bundle {
         ];
         for place in kinds {
             let found = self.list(kube, place, "").await;
-            self.objects(&format!("cluster/{}.json", place.plural), found)?;
+            self.object(&format!("cluster/{}.json", place.plural), found.into())?;
         }
-        let mut events = self.list(kube, OWN[3], "").await;
+        let mut events = self.list(kube, EVENTS, "").await;
         events.retain(|event| {
-            let kind = event.pointer("/involvedObject/kind").and_then(Value::as_str);
-            matches!(kind, Some("PersistentVolumeClaim" | "PersistentVolume" | "Node"))
-                || event.pointer("/reason").and_then(Value::as_str).is_some_and(|r| {
-                    r.contains("Mount") || r.contains("Attach") || r.contains("Volume")
-                })
+            let (kind, reason) = (text(event, "/involvedObject/kind"), text(event, "/reason"));
+            matches!(kind, "PersistentVolumeClaim" | "PersistentVolume" | "Node")
+                || ["Mount", "Attach", "Volume"].iter().any(|word| reason.contains(word))
         });
-        self.objects("cluster/events.json", events)
+        self.object("cluster/events.json", events.into())
     }
 
     async fn own(&mut self, kube: &Kube, flags: &SupportBundle) -> Result<()> {
@@ -145,7 +144,7 @@ impl Bundle {
         for namespace in &namespaces {
             for place in OWN {
                 let found = self.list(kube, place, namespace).await;
-                self.objects(&format!("larder/{namespace}/{}.json", place.plural), found)?;
+                self.object(&format!("larder/{namespace}/{}.json", place.plural), found.into())?;
             }
         }
         for pod in &pods {
@@ -165,13 +164,8 @@ impl Bundle {
             self.page(kube, &format!("{folder}/readyz.txt"), &path).await?;
             match nodes::larder(&flags.cluster, pod, ["doctor", "--output", "json"]) {
                 Ok(told) if matches!(told.code(), Some(0 | 8)) => {
-                    let mut report: Value =
-                        serde_json::from_slice(&told.stdout).unwrap_or_default();
-                    redact::object(&mut report);
-                    self.write(
-                        &format!("{folder}/doctor.json"),
-                        &serde_json::to_string_pretty(&report)?,
-                    )?;
+                    let report = serde_json::from_slice(&told.stdout).unwrap_or_default();
+                    self.object(&format!("{folder}/doctor.json"), report)?;
                 }
                 Ok(told) => self.missing.push(format!(
                     "doctor of {}: {}",
@@ -198,26 +192,19 @@ impl Bundle {
 
     async fn why(&mut self, kube: &Kube) -> Result<()> {
         let claims = self.list(kube, Claim::PLACE, "").await;
-        let text = |object: &Value, pointer: &str| {
-            object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
         let pending = claims.iter().filter(|claim| text(claim, "/status/phase") != "Bound");
         for claim in pending.take(EXPLAINED) {
             let (namespace, name) =
                 (text(claim, "/metadata/namespace"), text(claim, "/metadata/name"));
-            let subject = Subject::Claim(name.clone());
-            let report = match why::gather(kube, &namespace, &subject).await {
+            let subject = Subject::Claim(name.to_owned());
+            let report = match why::gather(kube, namespace, &subject).await {
                 Ok(see) => why::explain(&see, &subject),
                 Err(fault) => Err(fault),
             };
             match report {
                 Ok(report) => {
-                    let mut report = serde_json::to_value(&report)?;
-                    redact::object(&mut report);
-                    self.write(
-                        &format!("why/{namespace}_{name}.json"),
-                        &serde_json::to_string_pretty(&report)?,
-                    )?;
+                    let report = serde_json::to_value(&report)?;
+                    self.object(&format!("why/{namespace}_{name}.json"), report)?;
                 }
                 Err(fault) => self.missing.push(fault.to_string()),
             }

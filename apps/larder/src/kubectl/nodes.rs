@@ -5,7 +5,7 @@ use super::flags::Cluster;
 use larder_controllers::{
     api::{Object, Pod},
     client::Kube,
-    why::{Snapshot, State, Told},
+    why::{Snapshot, State, Told, text},
 };
 use larder_host::command::{Command, Output};
 use larder_model::{Fault, Result};
@@ -25,10 +25,6 @@ pub(super) struct OurPod {
     /// Of the DaemonSet.
     pub(super) on_node: bool,
     pub(super) running: bool,
-}
-
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Larder's pods of a namespace; empty: of all.
@@ -96,7 +92,6 @@ fn one(cluster: &Cluster, pod: &OurPod, volume: &Value) -> Result<Option<Told>> 
     let findings =
         report.pointer("/findings").and_then(Value::as_array).cloned().unwrap_or_default();
     let finding = findings.iter().find(|finding| text(finding, "/volume") == handle);
-    let shown = larder(cluster, pod, ["volume", "show", handle].into_iter().chain(of))?;
     let told = |state, what: String, mend: &str| Told {
         volume: text(volume, "/metadata/name").to_owned(),
         by: format!("node {}", pod.node),
@@ -108,6 +103,7 @@ fn one(cluster: &Cluster, pod: &OurPod, volume: &Value) -> Result<Option<Told>> 
         let state = if text(finding, "/severity") == "note" { State::Ok } else { State::Stuck };
         return Ok(Some(told(state, text(finding, "/what").to_owned(), text(finding, "/mend"))));
     }
+    let shown = larder(cluster, pod, ["volume", "show", handle].into_iter().chain(of))?;
     Ok(Some(match shown.code() {
         Some(0) => {
             let shown: Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
+#[path = "../../../../crates/pool/tests/pool/dead.rs"]
+mod dead;
 #[path = "../support/mod.rs"]
 mod support;
 

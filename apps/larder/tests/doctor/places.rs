@@ -144,23 +144,6 @@ fn a_pool_without_inodes_is_told_although_it_has_room() {
     assert_eq!(told(&doctor(&site, &[])), []);
 }
 
-/// A FUSE whose server is alive and answers nothing, as a dead NFS server looks.
-fn mount_dead(target: &Path) -> std::fs::File {
-    use std::os::fd::AsRawFd;
-    let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-    let options =
-        [&format!("fd={}", server.as_raw_fd()), "rootmode=40000", "user_id=0", "group_id=0"];
-    let request = larder_host::mounts::MountRequest {
-        fs_type: "fuse".to_owned(),
-        source: "dead".to_owned(),
-        target: target.to_owned(),
-        options: options.map(str::to_owned).to_vec(),
-        read_only: false,
-    };
-    Host::real().mounts.mount(&request).unwrap();
-    server
-}
-
 #[test]
 fn a_pool_whose_server_is_dead_is_told_and_the_others_are_looked_at() {
     let site = Site::new("dir", "xfs");
@@ -180,7 +163,7 @@ fn a_pool_whose_server_is_dead_is_told_and_the_others_are_looked_at() {
     let identity = other.join("larder-pool.json");
     let text = std::fs::read_to_string(&identity).unwrap();
     std::fs::write(&identity, text.replace("\"dir\"", "\"loop\"")).unwrap();
-    let server = mount_dead(&pool);
+    let server = crate::dead::mount_dead(&pool);
     // Since when it is silent is told, and each command finds out anew.
     let both = [("pool-silent", pool.as_path(), false), ("pool-of-another-backend", &other, false)];
     let report = doctor(&site, &["--fix", "--yes"]);

@@ -10,6 +10,7 @@ use crate::{
         Secret, Snapshot as VolumeSnapshot, StorageClass, Volume,
     },
     client::{ApiError, Kube, Priority},
+    events::EVENTS,
 };
 use larder_model::Fault;
 use serde_json::Value;
@@ -30,8 +31,6 @@ const QUOTAS: Place = Place {
     plural: "resourcequotas",
     namespaced: true,
 };
-const EVENTS: Place =
-    Place { group: "", version: "v1", kind: "Event", plural: "events", namespaced: true };
 
 /// Looks at everything that concerns the subject. What may not be looked at is noted, and does not
 /// end the look.

@@ -22,7 +22,7 @@ mod volume;
 
 pub use gather::{CSI_DRIVERS, gather};
 pub use listing::{Listed, listed, nodes_of};
-pub use snapshot::{Snapshot, Told};
+pub use snapshot::{Snapshot, Told, text};
 
 use crate::api::Key;
 use larder_model::Fault;

@@ -113,11 +113,6 @@ impl Throttle for RealThrottle {
     }
 }
 
-fn parse_device(text: &str) -> Option<DeviceId> {
-    let (major, minor) = text.split_once(':')?;
-    Some(DeviceId { major: major.parse().ok()?, minor: minor.parse().ok()? })
-}
-
 /// Reads a file of a cgroup; None: it is not there.
 fn read(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {

@@ -3,7 +3,7 @@
 //! The kernel hands nothing down here, so all cgroups below get the same limits. The topmost is
 //! written first and cleared last: what it says stands for all.
 
-use super::{is_gone, parse_device, read, refused, write};
+use super::{is_gone, read, refused, write};
 use crate::DeviceId;
 use larder_model::{Limits, Result};
 use std::{
@@ -25,7 +25,7 @@ pub(super) fn all(group: &Path) -> Result<Vec<(DeviceId, Limits)>> {
     for (file, field) in FILES {
         let text = read(&group.join(file))?.unwrap_or_default();
         for (device, number) in text.lines().filter_map(|line| line.split_once(' ')) {
-            let (Some(device), Ok(number)) = (parse_device(device), number.trim().parse()) else {
+            let (Ok(device), Ok(number)) = (device.parse(), number.trim().parse()) else {
                 continue;
             };
             *field(all.entry(device).or_default()) = number;

@@ -1,6 +1,6 @@
 //! `io.max`: one limit for all below it.
 
-use super::{is_gone, parse_device, read, refused, write};
+use super::{is_gone, read, refused, write};
 use crate::DeviceId;
 use larder_model::{Fault, Limits, Result};
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(super) fn parse(text: &str) -> Vec<(DeviceId, Limits)> {
 
 fn parse_line(line: &str) -> Option<(DeviceId, Limits)> {
     let mut words = line.split_whitespace();
-    let device = parse_device(words.next()?)?;
+    let device = words.next()?.parse().ok()?;
     let mut limits = Limits::NONE;
     for (key, number) in words.filter_map(|word| word.split_once('=')) {
         let number = number.parse().unwrap_or(0);

@@ -129,7 +129,5 @@ fn reach(path: &Path) -> rustix::io::Result<File> {
 }
 
 fn number_of(device: &Path) -> Option<DeviceId> {
-    let text = std::fs::read_to_string(device.join("dev")).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    Some(DeviceId { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    std::fs::read_to_string(device.join("dev")).ok()?.parse().ok()
 }

@@ -293,9 +293,7 @@ fn open_device(number: u32, flags: OFlags) -> rustix::io::Result<Option<Device>>
 
 /// The device number, which is not always 7:N (partitions on loop devices take numbers too).
 fn device_id(number: u32) -> Option<DeviceId> {
-    let text = std::fs::read_to_string(sysfs(number).join("dev")).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    Some(DeviceId { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    std::fs::read_to_string(sysfs(number).join("dev")).ok()?.parse().ok()
 }
 
 fn open_attached(number: u32, what: &impl Fn() -> String) -> Result<Device> {

@@ -80,17 +80,19 @@ fn derivation(command: Command, memory: Bytes) -> Command {
     ])
 }
 
+/// No passphrase that was given opens the volume.
+pub fn wrong_passphrase(what: &str) -> Fault {
+    Fault::new(Kind::Unauthenticated, format!("{what}: the passphrase does not open it"))
+        .hint("the secret's key passphrase must hold the volume's passphrase, byte for byte")
+}
+
 /// What the exit code says (cryptsetup(8), "RETURN CODES").
 fn judge(what: String, output: &Output) -> Result<()> {
     let said = output.stderr.trim().lines().collect::<Vec<_>>().join("; ");
     let fault = |kind| Fault::new(kind, format!("{what}: {said}"));
     match output.code() {
         Some(0) => Ok(()),
-        Some(2) => Err(Fault::new(
-            Kind::Unauthenticated,
-            format!("{what}: the passphrase does not open it"),
-        )
-        .hint("the secret's key passphrase must hold the volume's passphrase, byte for byte")),
+        Some(2) => Err(wrong_passphrase(&what)),
         Some(3) => Err(fault(Kind::Exhausted)
             .hint("there is not enough memory to derive the key: give the node's pod more, or use a \
                    smaller encryptionMemory for new volumes")),

@@ -102,7 +102,7 @@ fn look(sys: &Path, prefix: &str) -> io::Result<Option<Opened>> {
     let Some(name) = read(&sys.join("dm/name"))?.filter(|name| name.starts_with(prefix)) else {
         return Ok(None);
     };
-    let Some(device) = read(&sys.join("dev"))?.and_then(|text| number(&text)) else {
+    let Some(device) = read(&sys.join("dev"))?.and_then(|text| text.parse().ok()) else {
         return Ok(None);
     };
     let below = match fs::read_dir(sys.join("slaves")) {
@@ -111,7 +111,7 @@ fn look(sys: &Path, prefix: &str) -> io::Result<Option<Opened>> {
         Err(e) => return Err(e),
     };
     let below = match below {
-        Some(slave) => read(&slave.path().join("dev"))?.and_then(|text| number(&text)),
+        Some(slave) => read(&slave.path().join("dev"))?.and_then(|text| text.parse().ok()),
         None => None,
     };
     let luks = read(&sys.join("dm/uuid"))?.and_then(|text| luks(&text));
@@ -147,11 +147,6 @@ fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || gone.contains(&error.raw_os_error())
 }
 
-fn number(text: &str) -> Option<DeviceId> {
-    let (major, minor) = text.split_once(':')?;
-    Some(DeviceId { major: major.parse().ok()?, minor: minor.parse().ok()? })
-}
-
 /// `CRYPT-LUKS2-<UUID without dashes>-<name>`, as cryptsetup gives it.
 fn luks(text: &str) -> Option<Uuid> {
     text.strip_prefix("CRYPT-LUKS2-")?.get(..32)?.parse().ok()
@@ -163,8 +158,6 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_understood() {
-        assert_eq!(number("253:7"), Some(DeviceId { major: 253, minor: 7 }));
-        assert_eq!(number("253"), None);
         let uuid = Uuid::from_u128(7);
         let text = format!("CRYPT-LUKS2-{}-larder-default-a", uuid.simple());
         assert_eq!(luks(&text), Some(uuid));

@@ -27,11 +27,12 @@ pub(crate) use statmount::of_file;
 pub(crate) use table::at;
 pub use table::parse_mountinfo;
 
-use larder_model::Result;
+use larder_model::{Fault, Result};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
 
@@ -58,7 +59,6 @@ impl DeviceId {
     /// # Errors
     /// `NotFound`; `Precondition` where it is no block device.
     pub fn of_block_device(path: &Path) -> Result<Self> {
-        use larder_model::Fault;
         use std::os::unix::fs::{FileTypeExt, MetadataExt};
         let meta = std::fs::metadata(path)
             .map_err(|e| Fault::io(format!("look at device {}", path.display()), e))?;
@@ -75,6 +75,18 @@ impl DeviceId {
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// As the kernel writes it: `7:3`, with or without the end of its line.
+impl FromStr for DeviceId {
+    type Err = Fault;
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let (major, minor) = text.trim().split_once(':')?;
+            Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+        };
+        parse().ok_or_else(|| Fault::invalid(format!("read {text:?} as the number of a device")))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The mount table as the kernel writes it.
 
-use super::{DeviceId, MountEntry};
+use super::MountEntry;
 use larder_model::{Fault, Result};
 use std::{
     ffi::OsString,
@@ -61,8 +61,7 @@ fn line(line: &[u8]) -> Option<MountEntry> {
     let number = |field: Option<&[u8]>| std::str::from_utf8(field?).ok()?.parse::<u64>().ok();
     let id = number(fields.next())?;
     let parent = number(fields.next())?;
-    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
-    let device = DeviceId { major: major.parse().ok()?, minor: minor.parse().ok()? };
+    let device = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let root = path(fields.next()?);
     let target = path(fields.next()?);
     let options = list(fields.next()?);
@@ -112,6 +111,7 @@ pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceId;
 
     #[test]
     fn a_line_is_read_with_and_without_tags_and_with_escaped_names() {

@@ -13,6 +13,7 @@ mod blocks;
 mod capacity;
 mod crash;
 mod damage;
+mod dead;
 mod filler;
 mod formats;
 mod full;

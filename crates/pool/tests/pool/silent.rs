@@ -1,5 +1,6 @@
 //! Pools whose server is dead: it is mounted, and answers nothing, for ever.
 
+use crate::dead::mount_dead;
 use crate::support::{Bench, Calls, copied, spec, volume};
 use larder_model::{Backend, Connect, Fault, Kind, Provision, volume::ContentSource};
 use larder_pool::LocalBackend;
@@ -51,7 +52,7 @@ async fn a_dead_server_under_a_pool_blocks_neither_a_call_nor_a_thread_and_other
     let backend = bench.start().await;
     backend.create(&spec("a/v")).await.unwrap();
     let pool = bench.pool("a");
-    let server = bench.mount_dead(&pool);
+    let server = mount_dead(&pool);
 
     // Many at once: one question is asked for all of them.
     let begun = Instant::now();
@@ -108,7 +109,7 @@ async fn a_dead_server_under_a_pool_blocks_neither_a_call_nor_a_thread_and_other
 async fn probe_waits_for_no_server() {
     let bench = Bench::new(&["a"]);
     let backend = bench.start().await;
-    let server = bench.mount_dead(&bench.pool("a"));
+    let server = mount_dead(&bench.pool("a"));
     // Nothing is known yet; what is asked in the background is known later.
     timely("probe", LATER, backend.probe()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -155,7 +156,7 @@ async fn a_pool_that_answers_stale_is_unavailable_and_used_again_once_it_is_moun
     let backend = bench.start().await;
     backend.create(&spec("a/v")).await.unwrap();
     let pool = bench.pool("a");
-    let answering = answer_stale(bench.mount_dead(&pool));
+    let answering = answer_stale(mount_dead(&pool));
     for fault in refused(&backend).await {
         assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
         assert!(fault.to_string().contains("tale"), "{fault}");

@@ -331,16 +331,6 @@ impl Bench {
         Host::real().mounts.mount(&request).expect("these tests mount file systems: run as root");
     }
 
-    /// Mounts a network file system whose server is dead: FUSE without anybody who serves it. Whoever
-    /// asks it anything hangs until what is returned is dropped.
-    pub fn mount_dead(&self, target: &Path) -> fs::File {
-        use std::os::fd::AsRawFd;
-        let server = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let fd = format!("fd={}", server.as_raw_fd());
-        self.mount("fuse", "dead", target, &[&fd, "rootmode=40000", "user_id=0", "group_id=0"]);
-        server
-    }
-
     pub fn bind(&self, source: &Path, target: &Path) {
         let (source, target) = (source.to_owned(), target.to_owned());
         let request = BindRequest { source, target, read_only: false, options: Vec::new() };

@@ -3,7 +3,7 @@
 use super::super::executor::{Asked, Executor};
 use larder_host::luks;
 use larder_model::{
-    Cx, Encryption, Fault, Kind, Passphrase, Result, Secrets, VolumeId,
+    Cx, Encryption, Fault, Passphrase, Result, Secrets, VolumeId,
     backend::Source,
     encryption::secret::{OLD_PASSPHRASE, PASSPHRASE},
 };
@@ -34,10 +34,8 @@ impl Keys {
     }
 }
 
-fn wrong_passphrase() -> Fault {
-    Fault::new(Kind::Unauthenticated, "open the encrypted volume: the passphrase does not open it")
-        .hint("the secret's key passphrase must hold the volume's passphrase, byte for byte")
-}
+/// What is refused where no passphrase fits.
+const OPEN: &str = "open the encrypted volume";
 
 impl Executor {
     /// Makes the new passphrase the one that opens the device and the old one one that does not; returns
@@ -62,7 +60,7 @@ impl Executor {
                 let now = now.clone();
                 self.blocking(move |_| Ok(!verify || luks::opens(&device, &now)?)).await?
             };
-            return if fits { Ok(now) } else { Err(wrong_passphrase()) };
+            return if fits { Ok(now) } else { Err(luks::wrong_passphrase(OPEN)) };
         };
         self.blocking(move |_| {
             let header = luks::header(&device)?;
@@ -71,7 +69,7 @@ impl Executor {
             let places = |key| luks::unlocked_slots(&device, &header, key);
             let (of_now, of_old) = (places(&now)?, places(&old)?);
             if of_now.is_empty() && of_old.is_empty() {
-                return Err(wrong_passphrase());
+                return Err(luks::wrong_passphrase(OPEN));
             }
             if reader {
                 // Nothing is written for a reader.
