@@ -291,7 +291,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_in_however_it_is_cut_comes_out_alike(bytes: Vec<u8>, flags: u8, step in 1_usize..40) {
+        fn random_bytes_however_they_are_cut_come_out_alike(bytes: Vec<u8>, flags: u8, step in 1_usize..40) {
             let all = [START.to_vec(), frame(1, flags, &bytes), frame(0, 0, &bytes), bytes].concat();
             prop_assert_eq!(through(&all, step), through(&all, all.len()));
         }

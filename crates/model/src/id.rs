@@ -309,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_legal_name_gives_a_legal_native_name_and_handle(name in "\\PC{1,40}") {
+        fn random_legal_names_give_legal_native_names_and_handles(name in "\\PC{1,40}") {
             if let Ok(name) = name.parse::<RequestedName>() {
                 let native = name.native();
                 prop_assert!(native.as_str().parse::<Native>().is_ok());

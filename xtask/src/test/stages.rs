@@ -70,8 +70,9 @@ pub(crate) const TABLE: &[Line] = &[
     line("in-vm",  &[Build, Vm], USER, 20, Always, NO_ENV, Xtask("suite in-vm")),
     line("cluster", &[Build, Cluster, Image], ROOT, 40, Always, NO_ENV, Xtask("cluster test")),
     // Only with --all:
-    line("random",     HOST, ROOT, 30, All, &[("PROPTEST_CASES", "4096")], Cargo("test --workspace --no-fail-fast")),
-    line("crowded",    HOST, ROOT, 15, All, NO_ENV, Cargo("test --workspace --no-fail-fast -- --test-threads=16")),
+    line("random",     HOST, ROOT, 30, All, &[("PROPTEST_CASES", "4096")], Cargo("test --workspace --no-fail-fast -- random")),
+    line("crowded unit",   HOST, ROOT, 15, All, NO_ENV, Cargo("test --workspace --exclude larder --no-fail-fast -- --test-threads=16")),
+    line("crowded system", HOST, ROOT, 15, All, NO_ENV, Cargo("test --package larder --no-fail-fast -- --test-threads=16")),
     line("lives",      HOST, ROOT, 20, All, &[("LARDER_LIVES", "1000")], Cargo("test --package larder --test lives -- --nocapture")),
     line("sanity dir random",  &[Build, Sanity], ROOT, 10, All, NO_ENV, Xtask("sanity --backend dir --access mount --rounds 5")),
     line("sanity loop random", &[Build, Sanity], ROOT, 10, All, NO_ENV, Xtask("sanity --backend loop --access mount --rounds 5")),

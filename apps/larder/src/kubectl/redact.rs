@@ -219,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_secret_behind_its_key_is_gone_wherever_it_stands(
+        fn a_random_secret_behind_its_key_is_gone_wherever_it_stands(
             before in "[ a-z0-9=:\"]{0,20}", key in "(password|--token|apiKey|client_secret)",
             between in "(=|: |:\"|\": \")", secret in "[A-Z0-9]{8,16}", after in "( [a-z ]{0,20})?",
         ) {
@@ -228,7 +228,7 @@ mod tests {
         }
 
         #[test]
-        fn what_has_no_secret_stays_as_it_is(line in "[a-z0-9 ./\"{}-]{0,60}") {
+        fn a_random_line_without_secrets_stays_as_it_is(line in "[a-z0-9 ./\"{}-]{0,60}") {
             let harmless = !line.contains("eyj") && !line.contains("bearer") && !KEYS.iter().any(|k| line.replace(['-', '.', '/', '"', '{', '}', ' '], "").contains(k));
             if harmless {
                 prop_assert_eq!(text(&line), line);

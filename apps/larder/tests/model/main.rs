@@ -99,17 +99,17 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn loop_volumes_live_as_the_model_says(batches in history()) {
+    fn loop_volumes_in_random_lives_are_as_the_model_says(batches in history()) {
         live("loop", "xfs", &batches)?;
     }
 
     #[test]
-    fn dir_volumes_live_as_the_model_says(batches in history()) {
+    fn dir_volumes_in_random_lives_are_as_the_model_says(batches in history()) {
         live("dir", "xfs", &batches)?;
     }
 
     #[test]
-    fn dir_volumes_on_btrfs_live_as_the_model_says(batches in history()) {
+    fn dir_volumes_on_btrfs_in_random_lives_are_as_the_model_says(batches in history()) {
         live("dir", "btrfs", &batches)?;
     }
 }

@@ -284,12 +284,12 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_written_is_read_back(bytes in 0..i64::MAX) {
+        fn random_sizes_are_read_back_as_written(bytes in 0..i64::MAX) {
             let text = Quantity::of_bytes(bytes).to_string();
             proptest::prop_assert_eq!(text.parse::<Quantity>().unwrap().bytes(), bytes);
         }
         #[test]
-        fn nothing_makes_the_parser_panic(text in "[-+]?[0-9.]{0,40}[a-zA-Z]{0,3}[-+]?[0-9]{0,3}") {
+        fn random_text_does_not_make_the_parser_panic(text in "[-+]?[0-9.]{0,40}[a-zA-Z]{0,3}[-+]?[0-9]{0,3}") {
             let _ = text.parse::<Quantity>();
         }
     }

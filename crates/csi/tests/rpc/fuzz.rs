@@ -144,7 +144,7 @@ fn runner() -> TestRunner {
 
 /// Valid requests of all RPCs, changed at will, against one driver: its state wanders, too.
 #[test]
-fn no_request_is_our_fault() {
+fn no_random_request_is_our_fault() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let rig = runtime.block_on(Rig::filled(directories()));
     let client = rig.driver.client();
@@ -167,7 +167,7 @@ fn no_request_is_our_fault() {
 
 /// Any bytes that are a message at all.
 #[test]
-fn no_bytes_are_our_fault() {
+fn no_random_bytes_are_our_fault() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let rig = runtime.block_on(Rig::filled(directories()));
     let client = runtime.block_on(rig.remote());
