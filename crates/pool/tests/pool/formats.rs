@@ -76,7 +76,7 @@ async fn a_new_record_has_the_fields_of_its_format() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 5, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: (ProptestConfig::default().cases / 16).max(48), ..ProptestConfig::default() })]
 
     /// Whatever stands in a record: its volume is whole or `Corrupt`, and the other one is fine.
     #[test]

@@ -174,7 +174,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 10, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: (ProptestConfig::default().cases / 32).max(24), ..ProptestConfig::default() })]
 
     /// One caller, and a crash now and then: before the call's effect or after it, never between.
     #[test]

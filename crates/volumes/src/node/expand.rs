@@ -69,7 +69,7 @@ impl Executor {
                     ))
                     .hint("stage the volume first"));
                 };
-                this.grow_mounted(&device, fs, &staging, &cx)
+                this.grow_mounted(&device, fs, &staging, true, &cx)
             })
             .await?;
         }
@@ -153,7 +153,8 @@ impl Executor {
         if is_it { Seen::Ours { read_only: false } } else { seen }
     }
 
-    /// A mounted file system becomes as large as its device.
+    /// A mounted file system becomes as large as its device. `found`: it was mounted before this call,
+    /// and may have been grown by one that was killed.
     ///
     /// # Errors
     /// Those of [`larder_host::FileSystems::size`] and [`larder_host::FileSystems::grow`].
@@ -162,14 +163,17 @@ impl Executor {
         device: &Path,
         fs: FsType,
         mounted_at: &Path,
+        found: bool,
         cx: &Cx,
     ) -> Result<()> {
-        if !self.is_smaller_than_device(device, fs, mounted_at)? {
-            return Ok(());
+        let grows = self.is_smaller_than_device(device, fs, mounted_at)?;
+        if grows {
+            cx.step("grow the file system")?;
+            self.host.filesystems.grow(device, fs, Some(mounted_at))?;
         }
-        cx.step("grow the file system")?;
-        self.host.filesystems.grow(device, fs, Some(mounted_at))?;
-        let (FsType::Xfs, Some(freezer)) = (fs, &self.freezer) else { return Ok(()) };
+        let (FsType::Xfs, true, Some(freezer)) = (fs, grows || found, &self.freezer) else {
+            return Ok(());
+        };
         // Older kernels (6.1 does, 6.18 does not) replay an xfs log against the size in the superblock
         // on the device. Where growth is in the log alone, and after it the first use of the new
         // space, a power cut leaves what cannot be mounted. So growth leaves the log before anybody

@@ -207,7 +207,7 @@ impl Executor {
                 StageStep::Prepare => fs = Some(self.prepare(work, &source, cx).await?),
                 StageStep::Mount => self.mount_source(work, &source, fs, cx).await?,
                 StageStep::Bind => self.bind_source(work, &source, cx).await?,
-                StageStep::Grow => self.grow_staged(work.path.as_path(), &source, cx).await?,
+                StageStep::Grow => self.grow_staged(work, &source, cx).await?,
                 StageStep::Group => {
                     let (path, group) = (work.path.clone(), work.asked.group);
                     self.give_to_group(path.as_path(), group, cx).await?;
@@ -457,12 +457,18 @@ impl Executor {
     }
 
     /// A clone restored larger, or growth while it was not mounted: the file system catches up.
-    async fn grow_staged(self: &Arc<Self>, path: &Path, source: &Source, cx: &Cx) -> Result<()> {
+    async fn grow_staged(
+        self: &Arc<Self>,
+        work: &Work<'_>,
+        source: &Source,
+        cx: &Cx,
+    ) -> Result<()> {
         let Source::Device { path: device, .. } = source else { return Ok(()) };
-        let (device, path, cx) = (device.clone(), path.to_owned(), cx.clone());
+        let (path, found) = (work.path.as_path().to_owned(), !work.mounted);
+        let (device, cx) = (device.clone(), cx.clone());
         self.blocking(move |this| {
             let Some(fs) = this.mounted_fs(&path)? else { return Ok(()) };
-            this.grow_mounted(&device, fs, &path, &cx)
+            this.grow_mounted(&device, fs, &path, found, &cx)
         })
         .await
     }
