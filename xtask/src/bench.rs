@@ -7,12 +7,15 @@ use larder_needs::Purpose;
 
 use crate::proc;
 
+mod cluster;
+
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Build without optimisations: only to see that the benchmarks run
     #[arg(long)]
     dev: bool,
+    /// `cluster [--claims N] [--pods N] [--rounds N] [--dev] [--json]`, or
     /// [NAME]... [--quick] [--repeat N] [--folder DIR] [-o json] [--list]: see `cargo xtask bench -- --help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
@@ -20,6 +23,11 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if let Some((first, rest)) = args.arguments.split_first()
+        && first == "cluster"
+    {
+        return cluster::run(rest);
+    }
     larder_needs::ensure(&[Purpose::Build, Purpose::Demo])?;
     let mut build = proc::cargo();
     // Together: both use one set of dependencies, which is built once.
