@@ -268,7 +268,8 @@ impl<M: Medium> Core<M> {
         let facts = self.medium.facts();
         let size = range.pick(now, facts.min_size, facts.size_step)?;
         self.refuse_too_large(pool, size)?;
-        pool.refuse_read_only()?;
+        // For callers a precondition of growing is that nobody uses the volume, and that is no remedy.
+        pool.refuse_read_only().map_err(|fault| fault.with_kind(Kind::Unavailable))?;
         let more = size.saturating_sub(now);
         let _promise = pool.promise(more, self.medium.growth_allocates(pool, entry, size))?;
         // The effect first: data that is larger than its record is harmless, and the next call

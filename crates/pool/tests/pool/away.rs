@@ -311,13 +311,15 @@ async fn a_read_only_pool_is_read_and_mended_when_it_becomes_writable() {
     for fault in [
         backend.create(&spec("a/w")).await.map(drop),
         backend.cut("a/t", "a/v").await.map(drop),
-        backend.grow("a/v", larder_model::Bytes::gib(2)).await.map(drop),
         backend.delete("a/v").await,
         backend.uncut("a/s").await,
         backend.set_format_state(&volume("a/v"), FormatState::Raw).await,
     ] {
         assert_eq!(fault.as_ref().unwrap_err().kind(), Kind::Precondition, "{fault:?}");
     }
+    // Whose precondition is an unused volume: callers would wait for that.
+    let fault = backend.grow("a/v", larder_model::Bytes::gib(2)).await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Unavailable, "{fault:?}");
     assert_eq!(backend.room("a").await.available, larder_model::Bytes::ZERO);
     let status = &backend.pool_status().await[0];
     assert!(status.warnings.iter().any(|w| w.contains("read-only")), "{status:?}");
