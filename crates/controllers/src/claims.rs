@@ -74,26 +74,19 @@ pub(crate) fn volume_of_ours(
 }
 
 /// Hears of claims, and of volumes that appear: such a one may be what its claim has waited for.
-/// `this` is held weakly: the cache outlives a controller that has lost its lease.
 pub(crate) fn listen<T: Send + Sync + 'static>(
     this: &Arc<T>,
     cache: fn(&T) -> &Cache,
     changed: fn(&T, &Change<Claim>),
     look_at: fn(&T, &Claim, Priority),
 ) {
-    let on = Arc::downgrade(this);
-    cache(this).claims.subscribe(move |change: &Change<Claim>| {
-        if let Some(this) = on.upgrade() {
-            changed(&this, change);
-        }
-    });
-    let on = Arc::downgrade(this);
-    cache(this).volumes.subscribe(move |change: &Change<Volume>| {
-        let (Some(this), Some(new)) = (on.upgrade(), &change.new) else { return };
+    cache(this).claims.subscribe(this, move |this, change: &Change<Claim>| changed(this, change));
+    cache(this).volumes.subscribe(this, move |this, change: &Change<Volume>| {
+        let Some(new) = &change.new else { return };
         if let (None, Some(claim)) = (&change.old, &new.spec.claim_ref) {
             let key = Key::new(&claim.namespace, &claim.name);
-            if let Some(claim) = cache(&this).claims.get(&key) {
-                look_at(&this, &claim, Priority::Fresh);
+            if let Some(claim) = cache(this).claims.get(&key) {
+                look_at(this, &claim, Priority::Fresh);
             }
         }
     });
@@ -109,9 +102,14 @@ impl Slow {
         self.0.insert(uid.to_owned(), Instant::now() + wait);
     }
 
-    /// It may be asked for at once.
+    /// It has not failed, as far as is known.
     pub(crate) fn forget(&mut self, uid: &str) {
         self.0.remove(uid);
+    }
+
+    /// What it failed of may be over: it may be asked for at once, although it is said to have failed.
+    pub(crate) fn end(&mut self, uid: &str) {
+        self.0.insert(uid.to_owned(), Instant::now());
     }
 
     /// How long it is still left alone. What failed under a process before this one waits, too: a
@@ -156,6 +154,9 @@ mod tests {
         assert_eq!(slow.left("now", wait), Some(Duration::from_secs(200)));
         tokio::time::advance(Duration::from_secs(200)).await;
         assert_eq!(slow.left("now", wait), None, "its turn");
+        slow.add("now", wait);
+        slow.end("now");
+        assert_eq!(slow.left("now", wait), None, "its cause is over");
         slow.add("now", wait);
         slow.forget("now");
         assert_eq!(slow.left("other", Duration::ZERO), None);

@@ -31,6 +31,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 const LANES: usize = 4;
+/// How soon after a write that somebody else's write has come before: the watch has told by then.
+const SOON: Duration = Duration::from_millis(100);
+/// How often in a row; where the watch is silent, it is as after any failure.
+const PATIENCE: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
@@ -115,6 +119,9 @@ pub enum Next {
     Done,
     /// It failed: again after a growing delay.
     Retry,
+    /// Somebody else was faster: again in a moment, with what the watch tells. What goes on like that
+    /// is a failure.
+    Soon,
     /// Again after that long; counts neither as success nor as failure.
     After(Duration),
 }
@@ -149,6 +156,8 @@ struct State<K> {
     /// Keys that are worked on: whether they were added meanwhile, and how.
     working: HashMap<K, Option<Again>>,
     failures: HashMap<K, u32>,
+    /// How often in a row others were faster.
+    beaten: HashMap<K, u32>,
     delayed: BTreeMap<(Instant, u64), (K, Priority)>,
     due: HashMap<K, (Instant, u64)>,
     number: u64,
@@ -170,6 +179,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
             waiting: HashMap::new(),
             working: HashMap::new(),
             failures: HashMap::new(),
+            beaten: HashMap::new(),
             delayed: BTreeMap::new(),
             due: HashMap::new(),
             number: 0,
@@ -210,7 +220,15 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
 
     /// Forgets failures, so that the next has the first delay.
     pub fn forget(&self, key: &K) {
-        self.with(|state| state.failures.remove(key));
+        self.with(|state| {
+            state.failures.remove(key);
+            state.beaten.remove(key);
+        });
+    }
+
+    /// How often it has failed in a row.
+    pub fn failures(&self, key: &K) -> u32 {
+        self.lock().failures.get(key).copied().unwrap_or(0)
     }
 
     /// How many wait, delayed ones not counted.
@@ -335,6 +353,17 @@ impl<K: Clone + Eq + Hash> State<K> {
         self.delayed.insert(at, (key, priority));
     }
 
+    /// What [`Next::Soon`] means after so many of them.
+    fn patient(&mut self, key: &K, next: Next) -> Next {
+        if next != Next::Soon {
+            self.beaten.remove(key);
+            return next;
+        }
+        let beaten = self.beaten.entry(key.clone()).or_insert(0);
+        *beaten = beaten.saturating_add(1);
+        if *beaten > PATIENCE { Next::Retry } else { Next::Soon }
+    }
+
     fn undelay(&mut self, key: &K) {
         if let Some(at) = self.due.remove(key) {
             self.delayed.remove(&at);
@@ -371,16 +400,18 @@ impl<K: Clone + Eq + Hash + Send + 'static> Working<K> {
         let Some(key) = self.key.take() else { return };
         let Inner { metrics, labels, backoff, .. } = &*self.queue.0;
         metrics.worked.get_or_create(labels).observe(seconds(self.since));
-        if next == Next::Retry {
+        if matches!(next, Next::Retry | Next::Soon) {
             metrics.retries.get_or_create(labels).inc();
         }
         self.queue.with(|state| {
             let again = state.working.remove(&key).flatten();
+            let next = state.patient(&key, next);
             match next {
                 Next::Done => {
                     state.failures.remove(&key);
                 }
                 Next::After(delay) => state.delay(key.clone(), delay, Priority::Retry),
+                Next::Soon => state.delay(key.clone(), SOON, Priority::Retry),
                 // What it failed of may have ended while it was worked on.
                 Next::Retry if again.is_some_and(|again| again.now) => {}
                 Next::Retry => {

@@ -98,13 +98,12 @@ impl Bundle {
     }
 
     async fn list(&mut self, kube: &Kube, place: Place, namespace: &str) -> Vec<Value> {
-        let mut found = Vec::new();
-        let page = |objects: Vec<Value>| found.extend(objects);
-        match kube.look_all(place, namespace, "", page).await {
-            Err(error) if !error.is_not_found() => self.missing.push(error.to_string()),
-            _ => {}
+        match kube.look_all(place, namespace, "").await {
+            Ok(found) => return found,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => self.missing.push(error.to_string()),
         }
-        found
+        Vec::new()
     }
 
     async fn cluster(&mut self, kube: &Kube) -> Result<()> {

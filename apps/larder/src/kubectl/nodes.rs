@@ -29,9 +29,7 @@ pub(super) struct OurPod {
 
 /// Larder's pods of a namespace; empty: of all.
 pub(super) async fn pods(kube: &Kube, namespace: &str) -> Result<Vec<OurPod>> {
-    let mut found = Vec::new();
-    let page = |objects: Vec<Value>| found.extend(objects);
-    kube.look_all(Pod::PLACE, namespace, OURS, page).await?;
+    let found = kube.look_all(Pod::PLACE, namespace, OURS).await?;
     let of = |object: Value| OurPod {
         namespace: text(&object, "/metadata/namespace").to_owned(),
         name: text(&object, "/metadata/name").to_owned(),

@@ -58,11 +58,8 @@ pub(crate) async fn run(command: Get) -> Result<()> {
 }
 
 async fn look(kube: &Kube, flags: &GetVolumes) -> Result<Snapshot> {
-    let all = |place: Place, namespace: String| async move {
-        let mut found: Vec<Value> = Vec::new();
-        let page = |objects: Vec<Value>| found.extend(objects);
-        kube.look_all(place, &namespace, "", page).await.map(|()| found)
-    };
+    let all =
+        |place: Place, namespace: String| async move { kube.look_all(place, &namespace, "").await };
     let namespace = flags.namespace.clone().unwrap_or_default();
     let (volumes, claims, pods, nodes, attachments) = futures::join!(
         all(Volume::PLACE, String::new()),

@@ -1,6 +1,8 @@
 //! Finding the one who serves: by endpoint, by the pool's lock, or by `--socket`.
 
-use crate::support::{Server, Site};
+use crate::support::{Server, Site, program};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
 
 #[tokio::test]
 async fn a_command_finds_the_owner_of_a_pool_that_serves_another_endpoint() {
@@ -42,4 +44,27 @@ async fn driver_info_through_a_socket_tells_what_csi_tells() {
     assert!(foreign["parameters"].as_array().unwrap().is_empty());
     site.fails(2, &["driver", "info", "--socket", &socket, "--driver", "x"]);
     assert!(site.ok(&["pool", "ls", "--socket", &socket]).contains("default"));
+}
+
+#[tokio::test]
+async fn controllers_do_not_wait_in_silence_for_a_driver_that_takes_connections_and_answers_nothing()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, log) = (dir.path().join("csi.sock"), dir.path().join("log"));
+    let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut controllers = program();
+    controllers.args(["controllers", "--timeout=1s", "--csi-address"]).arg(&socket);
+    controllers.stderr(std::fs::File::create(&log).unwrap());
+    let mut child = controllers.spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut text = String::new();
+    while !text.contains("no answer in 1s") && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        text = std::fs::read_to_string(&log).unwrap();
+    }
+    let ours = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(ours, Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(text.contains("waiting for the driver: no answer in 1s"), "{text}");
+    drop(silent);
 }

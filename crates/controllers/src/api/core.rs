@@ -336,6 +336,13 @@ impl Pod {
             self.spec.volumes.iter().filter_map(|v| v.persistent_volume_claim.as_ref());
         !over && claims.any(|c| c.claim_name == claim)
     }
+
+    /// The drivers of volumes that are defined in the pod itself, as long as it may have them.
+    pub fn inline_drivers(&self) -> impl Iterator<Item = &str> {
+        let over = matches!(self.status.phase.as_str(), "Succeeded" | "Failed");
+        let volumes = self.spec.volumes.iter().filter(move |_| !over);
+        volumes.filter_map(|v| v.csi.as_ref()).map(|csi| csi.driver.as_str())
+    }
 }
 
 /// What a pod uses.
@@ -353,6 +360,16 @@ pub struct PodSpec {
 pub struct PodVolume {
     /// A claim; None: some other kind of volume.
     pub persistent_volume_claim: Option<PodClaim>,
+    /// A volume of a CSI driver that lives with the pod; None: some other kind.
+    pub csi: Option<PodCsi>,
+}
+
+/// A volume that is defined in a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodCsi {
+    /// Whose volume it is.
+    pub driver: String,
 }
 
 /// A claim that a pod uses.

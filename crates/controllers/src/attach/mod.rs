@@ -23,16 +23,11 @@ use crate::{
     queue::{Backoff, Next, Queue, QueueMetrics},
 };
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-
-/// How soon after a write that somebody else's write has come before.
-const SOON: Duration = Duration::from_millis(100);
-/// How often in a row.
-const PATIENCE: u32 = 5;
 
 /// How the attacher works; the flags of external-attacher.
 #[derive(Debug, Clone)]
@@ -105,8 +100,6 @@ struct Inner {
     volumes: Queue<Key>,
     /// Attachments of which the driver says something else than their status.
     forced: Mutex<BTreeSet<String>>,
-    /// Writes in a row that others came before, by attachment or volume.
-    conflicts: Mutex<HashMap<Key, u32>>,
 }
 
 impl Attacher {
@@ -119,7 +112,6 @@ impl Attacher {
             attachments: queue("csi-attacher-va"),
             volumes: queue("csi-attacher-pv"),
             forced: Mutex::default(),
-            conflicts: Mutex::default(),
             parts,
         };
         let this = Self(Arc::new(inner));
@@ -165,29 +157,20 @@ impl Attacher {
     /// Notes what to look at when something changes.
     fn listen(&self) {
         let cache = &self.0.parts.cache;
-        // Weak: the cache outlives an attacher that has lost its lease.
-        let on = |this: &Arc<Inner>| Arc::downgrade(this);
-        let this = on(&self.0);
-        cache.attachments.subscribe(move |change: &Change<Attachment>| {
-            if let Some(this) = this.upgrade() {
-                this.attachment_changed(change);
-            }
-        });
+        cache.attachments.subscribe(&self.0, |this, change| this.attachment_changed(change));
         if self.0.trivial {
             return;
         }
-        let this = on(&self.0);
-        cache.volumes.subscribe(move |change: &Change<Volume>| {
-            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
+        cache.volumes.subscribe(&self.0, |this, change: &Change<Volume>| {
+            let Some(new) = &change.new else { return };
             this.look_at(new);
             if change.old.is_none() {
                 // What waits for it waits no longer.
                 this.again("volume", &new.metadata.name);
             }
         });
-        let this = on(&self.0);
-        cache.csi_nodes.subscribe(move |change: &Change<CsiNode>| {
-            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
+        cache.csi_nodes.subscribe(&self.0, |this, change: &Change<CsiNode>| {
+            let Some(new) = &change.new else { return };
             let name = this.parts.driver.name();
             let known = change.old.as_ref().and_then(|old| old.driver(name));
             if new.driver(name) != known {
@@ -205,7 +188,6 @@ impl Attacher {
         let Inner { parts, trivial, finalizer, .. } = &*self.0;
         let Some(attachment) = parts.cache.attachments.get(&key) else {
             self.forced().remove(&key.name);
-            self.0.no_conflict(&key);
             return Next::Done;
         };
         let observed = decide::Observed {
@@ -215,36 +197,16 @@ impl Attacher {
             trivial: *trivial,
             forced: self.forced().contains(&key.name),
         };
-        let next = match decide::attachment(observed, &attachment) {
+        match decide::attachment(observed, &attachment) {
             decide::Step::Nothing => Next::Done,
             decide::Step::Mark => self.mark(&attachment).await,
             decide::Step::Attach => self.attach(&attachment).await,
             decide::Step::Detach => self.detach(&attachment).await,
-        };
-        if next == Next::Done {
-            self.0.no_conflict(&key);
         }
-        next
     }
 }
 
 impl Inner {
-    /// After a write that somebody else's write has come before: soon, because the watch has told by
-    /// then; but where the watch is silent, as after any failure.
-    fn again_soon(&self, key: &Key) -> Next {
-        let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = conflicts.entry(key.clone()).or_insert(0);
-        *count += 1;
-        if *count <= PATIENCE {
-            return Next::After(SOON);
-        }
-        Next::Retry
-    }
-
-    fn no_conflict(&self, key: &Key) {
-        self.conflicts.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-
     fn attachment_changed(&self, change: &Change<Attachment>) {
         let Some(attachment) = change.object() else { return };
         let key = attachment.key();

@@ -73,7 +73,8 @@ impl Attacher {
     pub(super) async fn attach(&self, attachment: &Attachment) -> Next {
         let failure = match self.publish(attachment).await {
             Ok(context) => {
-                let mut status = json!({"attached": true, "attachmentMetadata": context});
+                let metadata = replaced(&attachment.status.attachment_metadata, &context);
+                let mut status = json!({"attached": true, "attachmentMetadata": metadata});
                 if attachment.status.attach_error.is_some() {
                     status["attachError"] = Value::Null;
                 }
@@ -89,7 +90,7 @@ impl Attacher {
             }
             Err(Failure::Conflict(error)) => {
                 tracing::debug!("again: failed to {error}");
-                return self.0.again_soon(&attachment.key());
+                return Next::Soon;
             }
             Err(failure) => failure,
         };
@@ -105,7 +106,7 @@ impl Attacher {
             }
             Err(Failure::Conflict(error)) => {
                 tracing::debug!("again: failed to {error}");
-                return self.0.again_soon(&attachment.key());
+                return Next::Soon;
             }
             Err(failure) => failure,
         };
@@ -234,16 +235,25 @@ impl Attacher {
         match finalizer::release(kube, &*volume, ours).await {
             Ok(new) => {
                 new.into_iter().for_each(|new| cache.volumes.apply(new));
-                self.0.no_conflict(&key);
                 Next::Done
             }
-            Err(error) if error.is_conflict() => self.0.again_soon(&key),
+            Err(error) if error.is_conflict() => Next::Soon,
             Err(error) => {
                 tracing::warn!("failed to let go of a volume that is attached nowhere: {error}");
                 Next::Retry
             }
         }
     }
+}
+
+/// What makes one map of another in a merge patch: what is not in it any more is null.
+fn replaced(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Value {
+    let gone = before.keys().filter(|key| !now.contains_key(*key)).map(|key| (key, Value::Null));
+    let new = now.iter().map(|(key, value)| (key, value.clone().into()));
+    gone.chain(new)
+        .map(|(key, value)| (key.clone(), value))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// What has to be on an attachment before it is attached; None: it is.
@@ -296,6 +306,16 @@ mod tests {
 
         let done = attachment(json!({"finalizers": ["f"], "annotations": {NODE_ID: "id"}}));
         assert_eq!(noted(&done, "f", "id"), None);
+    }
+
+    #[test]
+    fn what_the_driver_says_no_more_of_an_attachment_does_not_stay_there() {
+        let map = |keys: &[&str]| -> BTreeMap<String, String> {
+            keys.iter().map(|key| ((*key).to_owned(), format!("of {key}"))).collect()
+        };
+        let patch = replaced(&map(&["lun", "path"]), &map(&["path", "device"]));
+        assert_eq!(patch, json!({"lun": null, "path": "of path", "device": "of device"}));
+        assert_eq!(replaced(&map(&[]), &map(&[])), json!({}));
     }
 
     #[test]

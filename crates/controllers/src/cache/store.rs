@@ -2,8 +2,9 @@
 
 use crate::api::{Key, Object};
 use std::{
+    any::Any,
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
 };
 use tokio::sync::watch;
 
@@ -30,7 +31,13 @@ impl<T: Object> Change<T> {
 /// What of an object it is found by.
 pub type Index<T> = (&'static str, fn(&T) -> Vec<String>);
 
-type Listener<T> = Box<dyn Fn(&Change<T>) + Send + Sync>;
+type Tell<T> = Box<dyn Fn(&Change<T>) + Send + Sync>;
+
+/// Who hears of changes, as long as there is somebody.
+struct Listener<T> {
+    owner: Weak<dyn Any + Send + Sync>,
+    tell: Tell<T>,
+}
 
 /// The objects of one kind. Cheap to clone; clones share everything.
 pub struct Store<T>(Arc<Inner<T>>);
@@ -113,10 +120,24 @@ impl<T: Object> Store<T> {
         self.len() == 0
     }
 
-    /// Calls `listener` at each change from now on: it only notes what to look at.
-    pub fn subscribe(&self, listener: impl Fn(&Change<T>) + Send + Sync + 'static) {
+    /// Calls `listener` at each change from now on, as long as somebody holds `owner`: a store outlives
+    /// a controller that has lost its lease. It only notes what to look at.
+    pub fn subscribe<O: Send + Sync + 'static>(
+        &self,
+        owner: &Arc<O>,
+        listener: impl Fn(&Arc<O>, &Change<T>) + Send + Sync + 'static,
+    ) {
+        let owner = Arc::downgrade(owner);
+        let to = owner.clone();
+        let tell = Box::new(move |change: &Change<T>| {
+            if let Some(owner) = to.upgrade() {
+                listener(&owner, change);
+            }
+        });
         let mut listeners = self.0.listeners.write().unwrap_or_else(PoisonError::into_inner);
-        listeners.push(Box::new(listener));
+        // Those of former terms of leadership.
+        listeners.retain(|listener| listener.owner.strong_count() > 0);
+        listeners.push(Listener { owner, tell });
     }
 
     /// Waits until everything was listed once.
@@ -244,7 +265,7 @@ impl<T: Object> Store<T> {
             Change { old, new }
         };
         for listener in self.0.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            listener(&change);
+            (listener.tell)(&change);
         }
     }
 }
@@ -297,8 +318,7 @@ mod tests {
     fn store() -> (Store<Claim>, Arc<Mutex<Vec<String>>>) {
         let store = Store::new(&[("volume", |c: &Claim| vec![c.spec.volume_name.clone()])]);
         let told = Arc::new(Mutex::new(Vec::new()));
-        let log = told.clone();
-        store.subscribe(move |change: &Change<Claim>| {
+        store.subscribe(&told, |log, change| {
             let version = |c: &Option<Arc<Claim>>| {
                 c.as_ref().map_or("-".to_owned(), |c| c.metadata.resource_version.clone())
             };
@@ -306,6 +326,17 @@ mod tests {
             log.lock().unwrap().push(text);
         });
         (store, told)
+    }
+
+    #[test]
+    fn who_is_gone_hears_nothing_and_makes_room_for_the_next() {
+        let (store, told) = store();
+        for _ in 0..20 {
+            store.subscribe(&Arc::new(()), |_, _| panic!("it is gone"));
+        }
+        store.apply(claim("c", 5, ""));
+        assert_eq!(*told.lock().unwrap(), ["->5"]);
+        assert!(store.0.listeners.read().unwrap().len() <= 2);
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Kube {
         }
     }
 
-    /// As [`Kube::look`], all objects of a kind, page by page. `query` as in [`Kube::list`].
+    /// As [`Kube::look`], all objects of a kind. `query` as in [`Kube::list`].
     ///
     /// # Errors
     /// Of the first page that could not be had.
@@ -279,10 +279,11 @@ impl Kube {
         place: Place,
         namespace: &str,
         query: &str,
-        mut page: impl FnMut(Vec<Value>),
-    ) -> Result<(), ApiError> {
-        let parsed = |items: Vec<Value>| page(items.into_iter().map(plain).collect());
-        self.pages(place, namespace, query, parsed).await.map(drop)
+    ) -> Result<Vec<Value>, ApiError> {
+        let mut found = Vec::new();
+        let page = |items: Vec<Value>| found.extend(items.into_iter().map(plain));
+        self.pages(place, namespace, query, page).await?;
+        Ok(found)
     }
 
     /// A page that is no object: a log, what a pod serves.

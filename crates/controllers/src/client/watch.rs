@@ -12,8 +12,8 @@ use std::time::Duration;
 /// one whose connection died silently is noticed some time.
 const SECONDS: u64 = 290;
 /// Bookmarks come once a minute: a watch that tells nothing for so long has lost its connection without
-/// a word, as behind a load balancer that was replaced.
-const SILENCE: Duration = Duration::from_secs(150);
+/// a word, as behind a load balancer that was replaced. One that was only slow goes on where it stood.
+const SILENCE: Duration = Duration::from_secs(90);
 /// No object is larger (etcd takes 1.5 MiB).
 const LONGEST_LINE: usize = 16 << 20;
 

@@ -133,13 +133,16 @@ impl Modifier {
     /// Notes what to look at when something changes.
     fn listen(&self) {
         claims::listen(&self.0, |this| &this.parts.cache, Inner::claim_changed, Inner::look_at);
-        let (cache, this) = (&self.0.parts.cache, Arc::downgrade(&self.0));
-        cache.attributes_classes.subscribe(move |change: &Change<AttributesClass>| {
+        let cache = &self.0.parts.cache;
+        cache.attributes_classes.subscribe(&self.0, |this, change: &Change<AttributesClass>| {
             // A class that was waited for, or one of that name with other parameters.
-            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
+            let Some(new) = &change.new else { return };
             for claim in this.parts.cache.claims.all() {
                 if claim.spec.volume_attributes_class_name.as_ref() == Some(&new.metadata.name) {
-                    this.memory().slow.forget(&claim.metadata.uid);
+                    // A restart, which lists all classes, makes nothing feasible.
+                    if this.parts.cache.attributes_classes.is_ready() {
+                        this.memory().slow.end(&claim.metadata.uid);
+                    }
                     // What it failed of may be over: no delay stands in the way of that.
                     let looked = claim.status.phase == "Bound";
                     if looked && decide::claim(&claim, false) != decide::Step::Nothing {

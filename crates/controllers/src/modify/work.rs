@@ -13,11 +13,8 @@ use crate::{
 use larder_model::Fault;
 use larder_proto::csi;
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use tonic::Status;
-
-/// After another class was asked for: the watch has told by then.
-const SOON: Duration = Duration::from_millis(100);
 
 /// Why a volume was not changed.
 enum Failure {
@@ -29,6 +26,8 @@ enum Failure {
     Unsaved(ApiError),
     /// Another class is asked for by now; nothing was begun.
     Changed,
+    /// The claim is gone.
+    Gone,
 }
 
 impl Modifier {
@@ -81,31 +80,33 @@ impl Modifier {
                 // Another class may be asked for by now.
                 return Next::Done;
             }
-            // The change of the claim has it decided anew.
-            Err(Failure::Changed) => return Next::After(SOON),
             Err(failure) => failure,
         };
-        if let Failure::Fault(fault) = &failure {
-            // An answer that never came says nothing of what an earlier attempt has begun.
-            if !decide::may_go_on(claim) {
-                self.0.memory().settled.insert(uid.clone());
+        let (class_of, reason, message, text) = match failure {
+            // The change of the claim has it decided anew.
+            Failure::Changed => return Next::Soon,
+            Failure::Gone => {
+                self.0.memory().forget(uid);
+                return Next::Done;
             }
-            tracing::warn!(claim = %key, driver = driver.name(), class, "failed to modify: {fault}");
-            recorder.warning(&about, "VolumeModifyFailed", fault.to_string());
-            return Next::Retry;
-        }
-        let (class_of, reason, message) = match &failure {
-            Failure::Fault(_) | Failure::Changed => return Next::Retry,
-            Failure::Unsaved(error) => (Class::InProgress, "Unknown", error.to_string()),
-            Failure::Driver(status) => (
-                outcome::modify(status.code()),
-                larder_csi::status::name(status.code()),
-                status.message().to_owned(),
-            ),
-        };
-        let text = match &failure {
-            Failure::Driver(status) => larder_csi::status::text(status),
-            _ => message.clone(),
+            Failure::Fault(fault) => {
+                // An answer that never came says nothing of what an earlier attempt has begun.
+                if !decide::may_go_on(claim) {
+                    self.0.memory().settled.insert(uid.clone());
+                }
+                tracing::warn!(claim = %key, driver = driver.name(), class, "failed to modify: {fault}");
+                recorder.warning(&about, "VolumeModifyFailed", fault.to_string());
+                return Next::Retry;
+            }
+            Failure::Unsaved(error) => {
+                let text = error.to_string();
+                (Class::InProgress, "Unknown", text.clone(), text)
+            }
+            Failure::Driver(status) => {
+                let (code, text) = (status.code(), larder_csi::status::text(&status));
+                let said = status.message().to_owned();
+                (outcome::modify(code), larder_csi::status::name(code), said, text)
+            }
         };
         tracing::warn!(claim = %key, driver = driver.name(), class, "failed to modify: {text}");
         recorder.warning(&about, "VolumeModifyFailed", text);
@@ -150,7 +151,7 @@ impl Modifier {
         // Also when somebody else was faster: the class was decided for what was asked for then.
         let began = |now: &Claim| same(now).then(|| status::began(now, class)).flatten();
         let write = claims::write(kube, cache, claim, began);
-        let Some(claim) = write.await.map_err(before)? else { return Ok(()) };
+        let claim = write.await.map_err(before)?.ok_or(Failure::Gone)?;
         if !same(&claim) {
             return Err(Failure::Changed);
         }
@@ -176,8 +177,7 @@ impl Modifier {
             cache.volumes.apply(new.map_err(Failure::Unsaved)?);
         }
         let write = claims::write(kube, cache, &claim, |now| Some(status::done(now, class)));
-        write.await.map_err(Failure::Unsaved)?;
-        Ok(())
+        write.await.map_err(Failure::Unsaved)?.ok_or(Failure::Gone).map(drop)
     }
 }
 

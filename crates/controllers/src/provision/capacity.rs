@@ -162,8 +162,7 @@ impl Provisioner {
             query: format!("labelSelector={}", encoded(&query)),
         };
         let store: Store<CapacityObject> = Store::new(&[]);
-        let changed = capacity_changed.clone();
-        store.subscribe(move |change| {
+        store.subscribe(capacity_changed, |changed, change| {
             // Deleted by somebody: made again.
             if change.new.is_none() {
                 changed.notify_one();

@@ -24,37 +24,10 @@ use larder_proto::csi;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// In which time the nodes take their turns at a claim that any of them may have.
-const TURNS: Duration = Duration::from_millis(250);
 /// A driver that takes longer is said to be at work: one event less for all others.
 const SLOW: Duration = Duration::from_secs(1);
 /// How often a volume that is not as asked for is deleted before the next attempt finds it.
 const UNDO: usize = 5;
-
-/// How much room a node has for a claim; None: not to be known just now, as while its pool is away. A
-/// claim that it took then would wait for it, and for no other.
-fn room_of(answer: Result<i64, tonic::Status>) -> Option<i64> {
-    match answer {
-        Ok(room) => Some(room),
-        // Who can never tell is asked to make it. So is who finds the question wrong, as it is on every
-        // node: its words on the claim are what mends the class.
-        Err(status)
-            if matches!(
-                status.code(),
-                tonic::Code::Unimplemented
-                    | tonic::Code::InvalidArgument
-                    | tonic::Code::NotFound
-                    | tonic::Code::OutOfRange
-            ) =>
-        {
-            Some(i64::MAX)
-        }
-        Err(status) => {
-            tracing::debug!("the driver cannot tell how much room there is: {}", status.message());
-            None
-        }
-    }
-}
 
 /// What came of an attempt.
 enum Outcome {
@@ -99,7 +72,14 @@ impl Provisioner {
         parts.metrics.failed.get_or_create(&labels).inc();
         let Failure { state, infeasible, message } = failure;
         tracing::warn!(claim = %claim.key(), driver = parts.driver.name(), ?state, "failed to provision: {message}");
-        parts.recorder.warning(&about, "ProvisioningFailed", message);
+        let text = match infeasible {
+            // In the Go sidecar's words: people look for them.
+            true => format!(
+                "Volume provisioning failed with infeasible error. Retries will be delayed. {message}"
+            ),
+            false => message,
+        };
+        parts.recorder.warning(&about, "ProvisioningFailed", text);
         if state != State::NoChange {
             self.0.capacity_changed.notify_one();
         }
@@ -134,61 +114,6 @@ impl Provisioner {
             Err(error) if error.is_not_found() => Next::Done,
             Err(error) => {
                 tracing::warn!("failed to give up the chosen node: {error}");
-                Next::Retry
-            }
-        }
-    }
-
-    /// Node-local mode, and no node was chosen: takes the claim for this node, if it fits here. Who
-    /// writes first has it.
-    pub(super) async fn offer(&self, claim: &Claim, class: &StorageClass) -> Next {
-        let Parts { driver, local: Some(local), settings, recorder, .. } = &self.0.parts else {
-            return Next::Done;
-        };
-        let labels = &local.node.metadata.labels;
-        let flat = topology::flatten(&class.allowed_topologies);
-        let here = |term: &topology::Term| term.iter().all(|(k, v)| labels.get(k) == Some(v));
-        if !flat.is_empty() && !flat.iter().any(here) {
-            return Next::Done;
-        }
-        let wanted = request::able(claim, driver.can())
-            .and_then(|()| request::wanted(claim, class, driver.can(), settings));
-        let mut wanted = match wanted {
-            Ok(wanted) => wanted,
-            Err(failure) => {
-                recorder.warning(&claim.reference(), "ProvisioningFailed", failure.message);
-                return Next::Retry;
-            }
-        };
-        if let Err(failure) = request::complete(&mut wanted, claim, class, settings) {
-            recorder.warning(&claim.reference(), "ProvisioningFailed", failure.message);
-            return Next::Retry;
-        }
-        let asked = csi::GetCapacityRequest {
-            volume_capabilities: wanted.request.volume_capabilities,
-            parameters: wanted.request.parameters,
-            accessible_topology: Some(csi::Topology { segments: labels.clone() }),
-        };
-        let room = driver.get_capacity(asked).await.map(|answer| answer.available_capacity);
-        let Some(room) = room_of(room) else { return Next::Retry };
-        if claim.spec.requested() > room {
-            return Next::Retry;
-        }
-        // The nodes do not all write at once: who comes later sees that it is too late.
-        // What comes last in it hardly changes this hash, and nodes are numbered.
-        let number = topology::fnv1(&format!("{}/{}", local.name, claim.metadata.uid));
-        tokio::time::sleep(TURNS * (number % 1000) / 1000).await;
-        let now = self.0.parts.cache.claims.get(&claim.key());
-        if now.is_none_or(|now| now.metadata.resource_version != claim.metadata.resource_version) {
-            // Its change has it looked at again.
-            return Next::Done;
-        }
-        match self.annotate(claim, SELECTED_NODE, Some(&local.name)).await {
-            Ok(()) => Next::Done,
-            // Another node was faster; the watch tells.
-            Err(error) if error.is_conflict() || error.is_not_found() => Next::Done,
-            Err(error) => {
-                tracing::warn!("failed to take a claim for this node: {error}");
                 Next::Retry
             }
         }
@@ -417,21 +342,5 @@ impl Provisioner {
             }
             kept => kept,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tonic::Status;
-
-    #[test]
-    fn a_node_whose_pool_is_away_takes_no_claim_and_one_that_can_never_tell_does() {
-        assert_eq!(room_of(Ok(7)), Some(7));
-        assert_eq!(room_of(Err(Status::unimplemented("no capacity"))), Some(i64::MAX));
-        assert_eq!(room_of(Err(Status::invalid_argument("no such key"))), Some(i64::MAX));
-        assert_eq!(room_of(Err(Status::not_found("no such pool"))), Some(i64::MAX));
-        assert_eq!(room_of(Err(Status::unavailable("the pool is not mounted"))), None);
-        assert_eq!(room_of(Err(Status::deadline_exceeded("busy"))), None);
     }
 }

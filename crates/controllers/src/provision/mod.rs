@@ -14,6 +14,7 @@ pub mod capacity;
 pub mod decide;
 mod delete;
 mod make;
+mod offer;
 pub mod outcome;
 pub mod parameters;
 pub mod persistent_volume;
@@ -265,6 +266,9 @@ struct Memory {
     places: HashMap<String, Option<topology::Memory>>,
     /// Claims that fail until somebody changes something: until when, and the class by UID.
     slow: HashMap<String, (Instant, String)>,
+    /// The nodes that take claims, and when it is our turn at a claim that any may have, by UID.
+    peers: offer::Peers,
+    turns: HashMap<String, Instant>,
     /// Volumes of which the cache may tell what was: read anew before anything is deleted.
     unsure: BTreeSet<Key>,
 }
@@ -341,17 +345,12 @@ impl Provisioner {
     /// Notes what to look at when something changes.
     fn listen(&self) {
         let cache = &self.0.parts.cache;
-        // Weak: the cache outlives a provisioner that has lost its lease.
-        let on = |this: &Arc<Inner>| Arc::downgrade(this);
-        let this = on(&self.0);
-        cache.claims.subscribe(move |change: &Change<Claim>| {
-            if let Some(this) = this.upgrade() {
-                Self(this).claim_changed(change);
-            }
-        });
-        let this = on(&self.0);
-        cache.volumes.subscribe(move |change: &Change<Volume>| {
-            if let (Some(this), Some(new)) = (this.upgrade(), &change.new) {
+        let changed = |this: &Arc<Inner>, change: &Change<Claim>| {
+            Self(this.clone()).claim_changed(change);
+        };
+        cache.claims.subscribe(&self.0, changed);
+        cache.volumes.subscribe(&self.0, |this, change: &Change<Volume>| {
+            if let Some(new) = &change.new {
                 this.volumes.add(new.key(), Priority::Fresh);
                 // What is made from it may have waited for its binding.
                 if let Some(claim) = &new.spec.claim_ref {
@@ -364,18 +363,15 @@ impl Provisioner {
                 }
             }
         });
-        let this = on(&self.0);
-        cache.attachments.subscribe(move |change: &Change<Attachment>| {
+        cache.attachments.subscribe(&self.0, |this, change: &Change<Attachment>| {
             // Detached: the volume can be deleted at once.
-            if let (Some(this), Some(old), None) = (this.upgrade(), &change.old, &change.new)
+            if let (Some(old), None) = (&change.old, &change.new)
                 && let Some(volume) = &old.spec.source.persistent_volume_name
             {
                 this.volumes.now(Key::cluster(volume), Priority::Fresh);
             }
         });
-        let this = on(&self.0);
-        cache.classes.subscribe(move |change: &Change<StorageClass>| {
-            let Some(this) = this.upgrade() else { return };
+        cache.classes.subscribe(&self.0, |this, change: &Change<StorageClass>| {
             this.capacity_changed.notify_one();
             if let Some(new) = &change.new {
                 for claim in this.parts.cache.claims.all() {
@@ -385,9 +381,8 @@ impl Provisioner {
                 }
             }
         });
-        let this = on(&self.0);
-        cache.attributes_classes.subscribe(move |change: &Change<AttributesClass>| {
-            let (Some(this), Some(new)) = (this.upgrade(), &change.new) else { return };
+        cache.attributes_classes.subscribe(&self.0, |this, change: &Change<AttributesClass>| {
+            let Some(new) = &change.new else { return };
             for claim in this.parts.cache.claims.all() {
                 let names = claim.spec.volume_attributes_class_name.as_ref();
                 if names == Some(&new.metadata.name) && claim.spec.volume_name.is_empty() {
@@ -399,12 +394,7 @@ impl Provisioner {
                 }
             }
         });
-        let this = on(&self.0);
-        cache.csi_nodes.subscribe(move |_| {
-            if let Some(this) = this.upgrade() {
-                this.capacity_changed.notify_one();
-            }
-        });
+        cache.csi_nodes.subscribe(&self.0, |this, _| this.capacity_changed.notify_one());
     }
 
     fn claim_changed(&self, change: &Change<Claim>) {
@@ -434,8 +424,13 @@ impl Provisioner {
 
     fn look_at(&self, claim: &Claim) {
         let Inner { parts, claims, sources, .. } = &*self.0;
-        if claim.spec.volume_name.is_empty() && decide::is_ours(parts.driver.name(), claim) {
-            claims.add(claim.metadata.uid.clone(), Priority::Fresh);
+        if decide::is_ours(parts.driver.name(), claim) {
+            if claim.spec.volume_name.is_empty() {
+                claims.add(claim.metadata.uid.clone(), Priority::Fresh);
+            }
+            if let (Some(_), Some(node)) = (&parts.local, decide::selected_node(claim)) {
+                self.memory().peers.note(node);
+            }
         }
         if claim.metadata.is_deleting() && claim.metadata.has_finalizer(source::CLONE_FINALIZER) {
             sources.add(claim.key(), Priority::Retry);
@@ -506,6 +501,7 @@ impl Memory {
         self.background.remove(uid);
         self.places.remove(uid);
         self.slow.remove(uid);
+        self.turns.remove(uid);
     }
 
     /// How long a claim that cannot be provided for is still left alone: until the time is over, or

@@ -209,3 +209,34 @@ fn queues_of_one_name_are_measured_for_each_driver() {
     assert!(text.contains("workqueue_depth{driver=\"one\",name=\"claims\"} 2"), "{text}");
     assert!(text.contains("workqueue_depth{driver=\"two\",name=\"claims\"} 1"), "{text}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_is_beaten_goes_again_soon_and_after_a_few_times_as_after_a_failure() {
+    let queue = queue();
+    queue.add("a", Priority::Fresh);
+    let seen = worked(&queue, 1, Duration::from_secs(9), |_, _| Next::Soon).await;
+    let times: Vec<_> = seen.iter().map(|(_, at)| *at).collect();
+    // Six times within the first second, then 1, 2 and 4 s later.
+    assert_eq!(times, [0, 0, 0, 0, 0, 0, 1, 3, 7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_between_gives_new_patience_and_a_change_ends_the_moment() {
+    let queue = queue();
+    queue.add("a", Priority::Fresh);
+    let again = queue.clone();
+    let seen = worked(&queue, 1, Duration::from_secs(2), move |key, times| {
+        if times > 40 {
+            return Next::Done;
+        }
+        if times % 4 == 0 {
+            again.after(key, Duration::from_millis(1), Priority::Fresh);
+            return Next::Done;
+        }
+        // The watch tells of it: at once.
+        again.add(key, Priority::Fresh);
+        Next::Soon
+    })
+    .await;
+    assert!(seen.len() >= 40 && seen.iter().take(40).all(|(_, at)| *at == 0), "{seen:?}");
+}

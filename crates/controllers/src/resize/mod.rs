@@ -170,11 +170,9 @@ impl Resizer {
     /// Notes what to look at when something changes.
     fn listen(&self) {
         claims::listen(&self.0, |this| &this.parts.cache, Inner::claim_changed, Inner::look_at);
-        let (cache, this) = (&self.0.parts.cache, Arc::downgrade(&self.0));
-        cache.attachments.subscribe(move |change: &Change<Attachment>| {
-            let (Some(this), Some(old), None) = (this.upgrade(), &change.old, &change.new) else {
-                return;
-            };
+        let cache = &self.0.parts.cache;
+        cache.attachments.subscribe(&self.0, |this, change: &Change<Attachment>| {
+            let (Some(old), None) = (&change.old, &change.new) else { return };
             // Nobody uses it any more, which may be what it waits for.
             let name = old.spec.source.persistent_volume_name.as_deref().unwrap_or_default();
             for claim in this.parts.cache.claims.by("volume", name) {

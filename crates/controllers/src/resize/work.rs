@@ -17,11 +17,8 @@ use crate::{
 use larder_model::{Fault, Result};
 use larder_proto::csi;
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tonic::{Code, Status};
-
-/// After another size was asked for: the watch has told by then.
-const SOON: Duration = Duration::from_millis(100);
 
 /// Why a volume did not grow.
 enum Failure {
@@ -87,7 +84,7 @@ impl Resizer {
                 return Next::Done;
             }
             // The change of the claim has it decided anew.
-            Err(Failure::Changed) => return Next::After(SOON),
+            Err(Failure::Changed) => return Next::Soon,
             Err(failure) => failure,
         };
         let message = failure.message();
@@ -163,8 +160,10 @@ impl Resizer {
             let text = "Require file system resize of volume on node";
             recorder.normal(&about, "FileSystemResizeRequired", text);
         } else {
-            claims::write(kube, cache, &claim, |now| Some(status::done(now, &size))).await?;
-            recorder.normal(&about, "VolumeResizeSuccessful", "Resize volume succeeded");
+            let done = claims::write(kube, cache, &claim, |now| Some(status::done(now, &size)));
+            if done.await?.is_some() {
+                recorder.normal(&about, "VolumeResizeSuccessful", "Resize volume succeeded");
+            }
         }
         Ok(())
     }

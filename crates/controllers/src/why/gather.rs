@@ -150,9 +150,8 @@ async fn list(
     namespace: &str,
     keep: impl Fn(&Value) -> bool,
 ) -> Result<Vec<Value>, ApiError> {
-    let mut found = Vec::new();
-    let page = |objects: Vec<Value>| found.extend(objects.into_iter().filter(&keep));
-    kube.look_all(place, namespace, "", page).await?;
+    let mut found = kube.look_all(place, namespace, "").await?;
+    found.retain(keep);
     Ok(found)
 }
 
