@@ -514,6 +514,9 @@ pub(crate) struct CanUninstall {
     /// CSI names of the drivers.
     #[arg(value_name = "DRIVER")]
     pub(crate) drivers: Vec<larder_model::DriverName>,
+    /// Look for pods with volumes of their own definition, too.
+    #[arg(long)]
+    pub(crate) inline: bool,
     /// A kubeconfig [default: $KUBECONFIG, or the pod's ServiceAccount].
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub(crate) kubeconfig: Option<PathBuf>,

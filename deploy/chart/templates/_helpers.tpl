@@ -35,6 +35,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- range $key, $driver := .Values.drivers }}{{ if $driver.enabled }}{{ include "larder.shared" $driver }}{{ end }}{{ end }}
 {{- end }}
 
+{{- /* Not empty when pods may define volumes of a driver themselves. */ -}}
+{{- define "larder.anyInline" -}}
+{{- range $key, $driver := .Values.drivers }}{{ if $driver.enabled }}{{ if $driver.ephemeral }}x{{ end }}{{ end }}{{ end }}
+{{- end }}
+
 {{- /* Nothing but a message where a driver has pools of both kinds: its controllers run either on the
        nodes or in the Deployment. */ -}}
 {{- define "larder.checked" -}}

@@ -234,6 +234,27 @@ mod tests {
     }
 
     #[test]
+    fn releases_of_one_name_in_two_namespaces_have_roles_of_their_own() {
+        let roles = |namespace: &str| -> std::collections::BTreeSet<String> {
+            let shared = json!({"drivers": {"dir": {"pools": {"default": {"shared": true}}}}});
+            let all = objects(shared, "larder", namespace).unwrap();
+            let of_cluster = all.iter().filter(|one| one.contains("kind: ClusterRole"));
+            let names =
+                of_cluster.flat_map(|one| one.lines().filter(|l| l.starts_with("  name: ")));
+            names.map(str::to_owned).collect()
+        };
+        let (one, other) = (roles("one"), roles("other"));
+        assert!(one.len() >= 2 && one.is_disjoint(&other), "{one:?} {other:?}");
+    }
+
+    #[test]
+    fn nothing_may_touch_attachments_that_nothing_of_ours_writes() {
+        let shared = json!({"drivers": {"dir": {"pools": {"default": {"shared": true}}}}});
+        let all = objects(shared, "larder", "storage").unwrap().join("\n---");
+        assert!(all.contains("csinodes") && !all.contains("volumeattachments"));
+    }
+
+    #[test]
     fn a_driver_with_shared_and_local_pools_is_refused_before_anything_runs() {
         let pools = json!({"default": {"shared": true}, "fast": {"path": "/fast"}});
         let wrong = json!({"drivers": {"dir": {"pools": pools}}});
