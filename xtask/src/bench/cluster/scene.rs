@@ -230,7 +230,7 @@ pub(super) fn pod(name: &str, claim: Option<&str>) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "default" },
         "spec": {
-            "nodeSelector": { "kubernetes.io/hostname": "node1" }, "terminationGracePeriodSeconds": 0,
+            "nodeSelector": { "kubernetes.io/hostname": "node1" }, "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "main", "image": larder_cluster::BUSYBOX, "command": ["sleep", "100000"],
                 "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
