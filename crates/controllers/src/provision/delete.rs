@@ -155,8 +155,13 @@ impl Provisioner {
             }
             released => released,
         };
-        // In its last state it is not ours to delete again; the watch tells when it is gone.
-        released.map_err(failed)?.into_iter().for_each(|last| cache.volumes.apply(last));
+        match released.map_err(failed)? {
+            // In that state it is not ours to delete again; the watch tells when it is gone.
+            Some(last) if !last.metadata.finalizers.is_empty() => cache.volumes.apply(last),
+            // Gone with its last finalizer. The answer has the version of before, which the watch may
+            // have told already: applied, it would change nothing, and all would be done once more.
+            _ => cache.volumes.remove(&key, 0),
+        }
         Ok(())
     }
 }

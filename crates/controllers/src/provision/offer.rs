@@ -20,6 +20,10 @@ use tonic::{Code, Status};
 
 /// How long before the second the first has its turn: time enough for its write to be heard of.
 const HEAD: Duration = Duration::from_millis(500);
+/// What each of the claims that wait takes a node, by its own limit of requests.
+const EACH: Duration = Duration::from_millis(20);
+/// More than that are not waited for.
+const LONGEST_LINE: u32 = 500;
 /// In which time nodes that know nobody take their turns.
 const TURNS: Duration = Duration::from_millis(250);
 /// More names than that are of nodes that are long gone.
@@ -62,14 +66,15 @@ fn number(node: &str, uid: &str) -> u32 {
     hash ^ hash >> 16
 }
 
-/// How long a node of that rank waits for those before it.
-fn turn(rank: Option<u32>, number: u32) -> Duration {
+/// How long a node of that rank waits for those before it, which have as many claims before them.
+fn turn(rank: Option<u32>, number: u32, waiting: usize) -> Duration {
+    let backlog = EACH * u32::try_from(waiting).unwrap_or(u32::MAX).min(LONGEST_LINE);
     let spread = |time: Duration| time * (number % 1000) / 1000;
     match rank {
         None => spread(TURNS),
         Some(0) => Duration::ZERO,
-        Some(1) => HEAD,
-        Some(rank) => HEAD * (1 + rank.ilog2()) + spread(HEAD),
+        Some(1) => HEAD + backlog,
+        Some(rank) => HEAD * (1 + rank.ilog2()) + spread(HEAD) + backlog,
     }
 }
 
@@ -123,7 +128,7 @@ impl Provisioner {
         let uid = &claim.metadata.uid;
         let rank = self.memory().peers.rank(&local.name, uid);
         let due = {
-            let wait = turn(rank, number(&local.name, uid));
+            let wait = turn(rank, number(&local.name, uid), self.0.claims.len());
             *self.memory().turns.entry(uid.clone()).or_insert_with(|| Instant::now() + wait)
         };
         let left = due.saturating_duration_since(Instant::now());
@@ -233,11 +238,17 @@ mod tests {
 
     #[test]
     fn the_first_goes_at_once_and_nobody_waits_long() {
-        assert_eq!(turn(Some(0), 999), Duration::ZERO);
-        assert_eq!(turn(Some(1), 999), HEAD);
-        assert!(turn(Some(2), 0) > turn(Some(1), 999));
-        assert!(turn(Some(1000), 999) < 12 * HEAD);
-        assert!(turn(None, 999) < TURNS);
+        assert_eq!(turn(Some(0), 999, 100), Duration::ZERO);
+        assert_eq!(turn(Some(1), 999, 0), HEAD);
+        assert!(turn(Some(2), 0, 0) > turn(Some(1), 999, 0));
+        assert!(turn(Some(1000), 999, 0) < 12 * HEAD);
+        assert!(turn(None, 999, 100) < TURNS);
+    }
+
+    #[test]
+    fn where_many_claims_came_at_once_the_first_has_longer() {
+        assert_eq!(turn(Some(1), 0, 100), HEAD + Duration::from_secs(2));
+        assert_eq!(turn(Some(1), 0, usize::MAX), HEAD + Duration::from_secs(10));
     }
 
     #[test]
