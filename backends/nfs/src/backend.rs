@@ -1,25 +1,27 @@
 //! The traits: every method is one trip to a thread, and a visit to the export where it needs one.
 
 use crate::{
-    STATIC, Settings,
+    STATIC, Settings, copies,
     export::Export,
     parameters::{PARAMETERS, VolumeParameters},
     place::Location,
     record::{self, Record, State},
+    snapshots,
     volumes::{self, DEFAULT_SIZE, STEP},
 };
 use async_trait::async_trait;
 use larder_host::{Host, blocking, remote::Thing};
 use larder_model::{
     AccessMode, Backend, Bytes, CapacityRange, Connect, Cx, Fault, Kind, Limits, Native, PoolName,
-    Provision, RequestedName, Result, Secrets, Uses, VolumeId,
+    Provision, RequestedName, Result, Secrets, SnapshotId, Uses, VolumeId,
     backend::{
-        Attachment, ConnectRequest, Expand, GetCapacity, Health, ListVolumes, Parameter, Source,
+        Attachment, ConnectRequest, Expand, GetCapacity, Health, ListVolumes, Parameter, Snapshots,
+        Source,
     },
     id::{Handle, quoted},
     volume::{
-        Attributes, Capacity, Facts, FormatState, HealthEntry, HealthStatus, Listed, Page,
-        PoolStatus, Scope, StorageHealth, Volume, VolumeSpec,
+        Attributes, Capacity, ContentSource, Facts, FormatState, HealthEntry, HealthStatus, Listed,
+        Page, PoolStatus, Scope, Snapshot, SnapshotSpec, StorageHealth, Volume, VolumeSpec,
     },
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -133,6 +135,37 @@ impl Core {
         Ok(Listed { items, more: false })
     }
 
+    fn list_snapshots(&self, source: Option<&VolumeId>, page: &Page) -> Result<Listed<Snapshot>> {
+        let after = page.after.as_deref().unwrap_or_default();
+        let mut items = Vec::new();
+        for (pool, export) in &self.exports {
+            if source.is_some_and(|source| source.pool() != pool) {
+                continue;
+            }
+            let visit = export.visit()?;
+            let mut ids: Vec<SnapshotId> = snapshots::names(&visit)?
+                .into_iter()
+                .map(|native| SnapshotId::new(pool.clone(), native))
+                .filter(|id| id.as_str() > after)
+                .collect();
+            ids.sort();
+            for id in ids {
+                let found = snapshots::read(&visit, id.native())?;
+                let Some(record) = found.filter(|r| {
+                    r.state == State::Ready
+                        && source.is_none_or(|source| *source.native() == r.source)
+                }) else {
+                    continue;
+                };
+                if page.max.is_some_and(|max| items.len() >= max) {
+                    return Ok(Listed { items, more: true });
+                }
+                items.push(snapshots::describe(pool, id.native().clone(), record));
+            }
+        }
+        Ok(Listed { items, more: false })
+    }
+
     fn status(&self, export: &Export) -> PoolStatus {
         let mut status = PoolStatus {
             name: export.name.to_string(),
@@ -161,6 +194,18 @@ impl Core {
                     status.volumes += 1;
                     status.provisioned = status.provisioned.saturating_add(record.size);
                 }
+            }
+            for native in snapshots::names(&visit)? {
+                let found = snapshots::read(&visit, &native)?;
+                status.snapshots +=
+                    u64::from(found.is_some_and(|record| record.state == State::Ready));
+            }
+            let unfinished = copies::unfinished(&visit)?;
+            if unfinished > 0 {
+                status.warnings.push(format!(
+                    "{unfinished} copies were begun and are not complete: they go on when they are asked \
+                     for again, and deletion removes them"
+                ));
             }
             Ok(())
         };
@@ -234,7 +279,19 @@ fn describe(export: &Export, id: VolumeId, record: Record) -> Volume {
         capacity: record.size,
         context: context.map(|(key, value)| (key.to_owned(), value)).into(),
         created: record.created,
+        source: record.source.map(|source| copied_from(id.pool(), source)),
         ..blank(id)
+    }
+}
+
+fn copied_from(pool: &PoolName, source: record::Source) -> ContentSource {
+    match source {
+        record::Source::Snapshot(native) => {
+            ContentSource::Snapshot(SnapshotId::new(pool.clone(), native))
+        }
+        record::Source::Volume(native) => {
+            ContentSource::Volume(VolumeId::new(pool.clone(), native))
+        }
     }
 }
 
@@ -365,6 +422,59 @@ impl Provision for Nfs {
     }
     fn health(&self) -> Option<&dyn Health> {
         Some(self)
+    }
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+    fn clones(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl Snapshots for Nfs {
+    async fn ensure_snapshot(&self, spec: &SnapshotSpec, cx: &Cx) -> Result<Snapshot> {
+        let (spec, cx) = (spec.clone(), cx.clone());
+        self.run(move |core| {
+            let (pool, native) = (spec.id.pool(), spec.id.native());
+            let record = snapshots::ensure(core.export(&spec.source)?, &spec, &cx)
+                .map_err(|fault| fault.during(format!("create snapshot {}", spec.id)))?;
+            Ok(snapshots::describe(pool, native.clone(), record))
+        })
+        .await
+    }
+    async fn delete_snapshot(&self, id: &SnapshotId, _secrets: &Secrets, cx: &Cx) -> Result<()> {
+        if id.pool().as_str() == STATIC {
+            // Text that no snapshot of ours has.
+            return Ok(());
+        }
+        let (id, cx) = (id.clone(), cx.clone());
+        self.run(move |core| {
+            let deleted = snapshots::delete(core.pool(id.pool())?, id.native(), &cx);
+            deleted
+                .map_err(|fault| volumes::not_absent(fault).during(format!("delete snapshot {id}")))
+        })
+        .await
+    }
+    async fn get_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let id = id.clone();
+        self.run(move |core| {
+            if id.pool().as_str() == STATIC {
+                return Err(Fault::not_found(format!("find snapshot {id}")));
+            }
+            let export = core.pool(id.pool())?;
+            let record = snapshots::find(export, &export.visit()?, id.native())?;
+            Ok(snapshots::describe(id.pool(), id.native().clone(), record))
+        })
+        .await
+    }
+    async fn list_snapshots(
+        &self,
+        source: Option<&VolumeId>,
+        page: &Page,
+    ) -> Result<Listed<Snapshot>> {
+        let (source, page) = (source.cloned(), page.clone());
+        self.run(move |core| core.list_snapshots(source.as_ref(), &page)).await
     }
 }
 

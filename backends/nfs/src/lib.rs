@@ -15,6 +15,8 @@
 //! | `parameters` | StorageClass parameters |
 //! | `record` | what is kept beside the volumes |
 //! | `export` | an export: its identity, visits |
+//! | `copies` | copies of directories, begun, gone on with, moved to their place |
+//! | `snapshots` | cut, delete, find |
 //! | `claims` | which directory is whose |
 //! | `volumes` | create, delete, find, grow |
 //! | `backend` | the traits |
@@ -28,10 +30,12 @@
 mod backend;
 mod claims;
 mod config;
+mod copies;
 mod export;
 mod parameters;
 mod place;
 mod record;
+mod snapshots;
 mod volumes;
 
 pub use config::{ExportConfig, OnDelete};

@@ -36,6 +36,12 @@ pub(crate) struct Record {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) found: bool,
     pub(crate) on_delete: OnDelete,
+    /// What it is a copy of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<Source>,
+    /// The copy is complete, and moved to its place next, or there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) copied: bool,
     /// Where the directory of a volume that goes is archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) archive: Option<SubDir>,
@@ -45,6 +51,16 @@ pub(crate) struct Record {
     /// Fields of later releases, kept.
     #[serde(flatten)]
     pub(crate) rest: Map<String, Value>,
+}
+
+/// What a volume was made from, in the same export.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Source {
+    /// A snapshot that was restored.
+    Snapshot(Native),
+    /// A volume that was cloned.
+    Volume(Native),
 }
 
 /// Where a volume is in its life.

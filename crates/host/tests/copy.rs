@@ -222,7 +222,7 @@ fn nasty_tree(root: &Path) {
 }
 
 fn options(mode: Mode) -> TreeOptions {
-    TreeOptions { mode, threads: 4 }
+    TreeOptions { mode, threads: 4, ..TreeOptions::default() }
 }
 
 fn copied(from: &Path, to: &Path, mode: Mode) -> TreeReport {
@@ -300,6 +300,44 @@ fn after_a_reboot_what_looks_complete_is_not_trusted() {
     set_time(&to.join("f"), 1000);
     copied(&from, &to, Mode::Copy);
     assert_same(&from, &to);
+}
+
+#[test]
+fn what_another_boot_has_left_goes_before_anything_is_copied() {
+    let scratch = Scratch::new();
+    let (_, mounted) = scratch.mounted("m", FsType::Ext4, Bytes::mib(64));
+    let (from, to) = (mounted.join("from"), mounted.join("to"));
+    fs::create_dir_all(&from).unwrap();
+    fs::create_dir_all(to.join("deep")).unwrap();
+    for name in ["a", "b"] {
+        fs::write(from.join(name), "data").unwrap();
+        fs::write(to.join(name), "\0\0\0\0").unwrap();
+        set_time(&from.join(name), 1000);
+        set_time(&to.join(name), 1000);
+    }
+    xattr::set(&to, "user.larder.copying", b"another boot").unwrap();
+    // Cut at the first file: ext4 shares no blocks. The next attempt trusts what it finds.
+    copy::tree(&from, &to, options(Mode::Reflink), &Cx::new()).unwrap_err();
+    copied(&from, &to, Mode::Copy);
+    assert_same(&from, &to);
+}
+
+#[test]
+fn a_file_system_that_copies_by_itself_is_let_to_and_holes_stay() {
+    let scratch = Scratch::new();
+    let (_, mounted) = scratch.mounted("m", FsType::Ext4, Bytes::mib(1024));
+    let (from, to) = (mounted.join("from"), mounted.join("to"));
+    nasty_tree(&from);
+    let options = TreeOptions { offload: true, ..options(Mode::Auto) };
+    copy::tree(&from, &to, options, &Cx::new()).unwrap();
+    assert_same(&from, &to);
+    for sparse in ["sparse", "only-a-hole"] {
+        assert!(blocks(&to.join(sparse)) <= blocks(&from.join(sparse)) + (128 << 10));
+    }
+    // Where it cannot, across file systems, the contents come all the same.
+    let elsewhere = scratch.path().join("elsewhere");
+    copy::tree(&from, &elsewhere, options, &Cx::new()).unwrap();
+    assert_same(&from, &elsewhere);
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub(crate) const TABLE: &[Line] = &[
     line("sanity loop block", &[Build, Sanity], ROOT, 5, Always, NO_ENV, Xtask("sanity --backend loop --access block")),
     line("sanity nfs mount",  &[Build, Sanity, Vm], ROOT, 10, Always, NO_ENV, Xtask("sanity --backend nfs --access mount")),
     line("vm",     &[Build, Vm], USER, 15, Always, NO_ENV, Xtask("suite vm")),
-    line("in-vm",  &[Build, Vm], USER, 20, Always, NO_ENV, Xtask("suite in-vm")),
+    line("in-vm",  &[Build, Vm], USER, 30, Always, NO_ENV, Xtask("suite in-vm")),
     line("cluster", &[Build, Cluster, Image], ROOT, 40, Always, NO_ENV, Xtask("cluster test")),
     // Only with --all:
     line("random",     HOST, ROOT, 30, All, &[("PROPTEST_CASES", "4096")], Cargo("test --workspace --no-fail-fast -- random")),

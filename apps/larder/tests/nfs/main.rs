@@ -8,6 +8,7 @@
 mod refusals;
 mod server;
 mod site;
+mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -147,7 +148,11 @@ async fn a_workload_goes_on_over_a_restart_of_the_server_and_of_larder() {
     let mut writer = support::shell(&script).spawn().unwrap();
     larder.kill();
     let larder = site.serve().await;
+    // It dies without a word.
+    server.fall_silent();
+    tokio::time::sleep(Duration::from_secs(3)).await;
     server.restart();
+    server.wake();
     assert!(writer.wait().unwrap().success());
     let written = fs::read_to_string(export.join("v/log")).unwrap();
     let expected: String = (1..=40).map(|n| format!("{n}\n")).collect();

@@ -6,7 +6,12 @@ use crate::{
     site::{Site, code},
 };
 use larder_proto::csi;
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
 
 /// The export of a site, what creating a volume says there, and words of the advice.
 async fn refused(keys: &str, expected: &str, words: &str) {
@@ -84,6 +89,43 @@ async fn a_full_server_is_exhausted_and_what_was_begun_is_taken_back() {
     assert!(!export.join("second").exists());
     larder.delete(&volume.volume_id).await.unwrap();
     larder.create("second", &[]).await.unwrap();
+}
+
+/// Somebody has edited /etc/exports.
+#[tokio::test]
+async fn an_export_that_is_gone_is_told_keeps_nobody_and_is_used_again_when_it_is_back() {
+    let mut server = server();
+    let export = server.export("rw,no_root_squash");
+    let site = Site::new(&export, "");
+    let larder = site.serve().await;
+    let volume = larder.create("v", &[]).await.unwrap();
+    let other = larder.create("other", &[]).await.unwrap();
+    let target = larder.publish(&volume).await.unwrap();
+    fs::write(target.join("file"), "precious").unwrap();
+    fs::File::open(target.join("file")).unwrap().sync_all().unwrap();
+
+    server.withdraw(&export);
+    let told = [code("UNAVAILABLE"), code("FAILED_PRECONDITION")];
+    for _ in 0..3 {
+        let status = larder.create("new", &[]).await.unwrap_err();
+        assert!(told.contains(&status.code()), "{status:?}");
+        let status = larder.delete(&other.volume_id).await.unwrap_err();
+        assert!(told.contains(&status.code()), "a volume that is away is not gone: {status:?}");
+    }
+    let status = larder.publish_at(&other, "second").await.unwrap_err();
+    assert!(told.contains(&status.code()), "{status:?}");
+    larder.unpublish(&volume).await.unwrap();
+
+    server.export_again(&export);
+    let until = Instant::now() + Duration::from_secs(120);
+    while larder.delete(&other.volume_id).await.is_err() {
+        assert!(Instant::now() < until, "it is exported again, and Larder does not use it");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let target = larder.publish(&volume).await.unwrap();
+    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "precious");
+    larder.unpublish(&volume).await.unwrap();
+    assert_eq!(site.mounts(), [""; 0]);
 }
 
 fn attributes(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

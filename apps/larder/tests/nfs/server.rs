@@ -102,18 +102,36 @@ impl Served {
 
     /// The same on a file system of its own, of so many MiB.
     pub(crate) fn small_export(&mut self, mib: u32) -> PathBuf {
+        self.small_export_on("mkfs.ext4 -q -m 0", mib)
+    }
+
+    /// As [`Served::small_export`], on whatever that command makes.
+    pub(crate) fn small_export_on(&mut self, mkfs: &str, mib: u32) -> PathBuf {
         let n = self.0.as_ref().unwrap().exports + 1;
         let path = Path::new(ROOT).join(format!("export{n}"));
         std::fs::create_dir_all(&path).unwrap();
         let path = path.display();
         let script = format!(
-            "truncate -s {mib}M {path}.img\nmkfs.ext4 -q -m 0 {path}.img\nmount -o loop {path}.img {path}"
+            "truncate -s {mib}M {path}.img\n{mkfs} {path}.img\nmount -o loop {path}.img {path}"
         );
         let done = Command::new("bash").args(["-ec", &script]).status().unwrap();
         assert!(done.success());
         // The server's shell has mounts of its own.
         self.run(&format!("mount -o loop {path}.img {path}"));
         self.export("rw,no_root_squash")
+    }
+
+    /// The export is no more; what is in it stays.
+    pub(crate) fn withdraw(&mut self, export: &Path) {
+        self.run(&format!("exportfs -u '*:{0}'; exportfs -f; ls {0}", export.display()));
+    }
+
+    /// It is exported again, as the same.
+    pub(crate) fn export_again(&mut self, export: &Path) {
+        let path = export.display().to_string();
+        let n = path.rsplit_once("export").unwrap().1.to_owned();
+        let options = format!("rw,no_root_squash,no_subtree_check,fsid={n}");
+        self.run(&format!("exportfs -o {options} '*:{path}'"));
     }
 
     /// Nothing that is sent to it is answered, not even refused.

@@ -6,7 +6,7 @@ use larder_csi::client::Channel;
 use larder_host::Host;
 use larder_proto::csi::{
     self, controller_client::ControllerClient, node_client::NodeClient,
-    volume_capability::access_mode::Mode,
+    volume_capability::access_mode::Mode, volume_content_source as from,
 };
 use std::path::{Path, PathBuf};
 
@@ -114,6 +114,10 @@ fn capability() -> csi::VolumeCapability {
 }
 
 impl Larder<'_> {
+    pub(crate) fn kill_now(&self) {
+        self.server.signal(rustix::process::Signal::KILL);
+    }
+
     pub(crate) fn kill(&mut self) {
         self.server.kill();
     }
@@ -147,6 +151,44 @@ impl Larder<'_> {
 
     pub(crate) async fn delete(&self, id: &str) -> Answer<()> {
         delete(self.controller(), id).await
+    }
+
+    /// The id of the snapshot.
+    pub(crate) async fn snapshot(&self, name: &str, volume: &csi::Volume) -> Answer<String> {
+        let request = csi::CreateSnapshotRequest {
+            source_volume_id: volume.volume_id.clone(),
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        let made = self.controller().create_snapshot(request).await?.into_inner();
+        let made = made.snapshot.unwrap();
+        assert!(made.ready_to_use);
+        Ok(made.snapshot_id)
+    }
+
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Answer<()> {
+        let request =
+            csi::DeleteSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        self.controller().delete_snapshot(request).await.map(drop)
+    }
+
+    pub(crate) async fn create_from(&self, name: &str, snapshot: &str) -> Answer<csi::Volume> {
+        let snapshot_id = snapshot.to_owned();
+        self.copied(name, from::Type::Snapshot(from::SnapshotSource { snapshot_id })).await
+    }
+
+    pub(crate) async fn clone_of(&self, name: &str, volume: &csi::Volume) -> Answer<csi::Volume> {
+        let volume_id = volume.volume_id.clone();
+        self.copied(name, from::Type::Volume(from::VolumeSource { volume_id })).await
+    }
+
+    async fn copied(&self, name: &str, source: from::Type) -> Answer<csi::Volume> {
+        let request = csi::CreateVolumeRequest {
+            volume_content_source: Some(csi::VolumeContentSource { r#type: Some(source) }),
+            ..support::create(name, 1 << 20, capability())
+        };
+        let made = self.controller().create_volume(request).await?;
+        Ok(made.into_inner().volume.unwrap())
     }
 
     pub(crate) async fn create_local(&self, name: &str) -> Answer<csi::Volume> {

@@ -3,9 +3,9 @@
 use larder_backend_nfs::{ExportConfig, Settings};
 use larder_host::{HelperProgram, Host};
 use larder_model::{
-    AccessMode, AccessType, Backend, CapacityRange, Cx, MountAccess, Result, Secrets,
+    AccessMode, AccessType, Backend, CapacityRange, Cx, MountAccess, Result, Secrets, SnapshotId,
     VolumeCapability, VolumeId,
-    volume::{Attributes, Volume, VolumeSpec},
+    volume::{Attributes, ContentSource, Snapshot, SnapshotSpec, Volume, VolumeSpec},
 };
 use std::{
     path::{Path, PathBuf},
@@ -68,7 +68,8 @@ impl Bench {
         let mut found = Vec::new();
         walk(&self.export(), &self.export(), &mut found);
         // Folders that are made when they are first needed, and stay.
-        found.retain(|path| !matches!(&**path, ".larder/places" | ".larder/deleting"));
+        let folders = ["places", "deleting", "snapshots", "copying"];
+        found.retain(|path| !folders.iter().any(|name| *path == format!(".larder/{name}")));
         found.sort();
         found
     }
@@ -81,6 +82,24 @@ impl Nfs {
 
     pub(crate) async fn delete(&self, id: &str) -> Result<()> {
         self.delete_in(id, &Cx::new()).await
+    }
+
+    pub(crate) async fn cut(&self, id: &str, source: &str, cx: &Cx) -> Result<Snapshot> {
+        let id = SnapshotId(id.parse().unwrap());
+        let spec = SnapshotSpec {
+            name: id.native().as_str().parse().unwrap(),
+            id,
+            source: volume(source),
+            parameters: Attributes::new(),
+            secrets: Secrets::default(),
+        };
+        self.0.provision().snapshots().unwrap().ensure_snapshot(&spec, cx).await
+    }
+
+    pub(crate) async fn delete_snapshot(&self, id: &str, cx: &Cx) -> Result<()> {
+        let id = SnapshotId(id.parse().unwrap());
+        let snapshots = self.0.provision().snapshots().unwrap();
+        snapshots.delete_snapshot(&id, &Secrets::default(), cx).await
     }
 
     pub(crate) async fn delete_in(&self, id: &str, cx: &Cx) -> Result<()> {
@@ -114,4 +133,13 @@ pub(crate) fn spec(id: &str) -> VolumeSpec {
 pub(crate) fn with(id: &str, parameters: &[(&str, &str)]) -> VolumeSpec {
     let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     VolumeSpec { parameters: parameters.iter().map(own).collect(), ..spec(id) }
+}
+
+pub(crate) fn restored(id: &str, snapshot: &str) -> VolumeSpec {
+    let source = ContentSource::Snapshot(SnapshotId(snapshot.parse().unwrap()));
+    VolumeSpec { source: Some(source), ..spec(id) }
+}
+
+pub(crate) fn cloned(id: &str, source: &str) -> VolumeSpec {
+    VolumeSpec { source: Some(ContentSource::Volume(volume(source))), ..spec(id) }
 }

@@ -5,7 +5,7 @@ use larder_model::{Cx, Kind, Result, cx::crash::CrashAt, volume::VolumeSpec};
 use std::fs;
 
 /// Cuts `work` at step 1, 2, 3 … until it ends by itself; `mended` works with a backend that knows nothing.
-async fn cut_at_every_step(
+pub(crate) async fn cut_at_every_step(
     bench: &Bench,
     before: impl AsyncFn(&Nfs),
     work: impl AsyncFn(&Nfs, &Cx) -> Result<()>,
@@ -33,7 +33,7 @@ async fn create(nfs: &Nfs, spec: &VolumeSpec, cx: &Cx) -> Result<()> {
     nfs.0.provision().ensure_volume(spec, cx).await.map(drop)
 }
 
-fn nothing(bench: &Bench) {
+pub(crate) fn nothing(bench: &Bench) {
     assert_eq!(bench.left(), [".larder", ".larder/pool.json", ".larder/volumes"]);
 }
 

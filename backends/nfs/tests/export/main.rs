@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bench;
+mod copies;
 mod crashes;
+mod formats;
 mod identity;
 mod names;
 

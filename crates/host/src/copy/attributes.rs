@@ -2,7 +2,7 @@
 
 use rustix::{
     fd::{AsRawFd, OwnedFd},
-    fs::{AtFlags, CWD, Gid, Mode, Statx, Timespec, Timestamps, Uid},
+    fs::{AtFlags, Gid, Mode, Statx, Timespec, Timestamps, Uid},
 };
 use std::{
     ffi::{CStr, OsStr, OsString},
@@ -148,12 +148,6 @@ fn is_refusal(error: &io::Error) -> bool {
 pub(super) fn stat(directory: &OwnedFd, name: &CStr) -> rustix::io::Result<Statx> {
     let at = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(directory, name, at, rustix::fs::StatxFlags::BASIC_STATS)
-}
-
-/// Everything about the root of a tree.
-pub(super) fn stat_path(path: &std::path::Path) -> rustix::io::Result<Statx> {
-    let at = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(CWD, path, at, rustix::fs::StatxFlags::BASIC_STATS)
 }
 
 /// Device and inode.

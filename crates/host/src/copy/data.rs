@@ -4,6 +4,8 @@ use rustix::{fs::SeekFrom, io::Errno};
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 const BUFFER: usize = 1 << 20;
+/// So much is asked of a server at a time: it must answer while somebody waits.
+const OFFLOADED: usize = 8 << 20;
 /// Zeros of this length that are aligned to it become a hole.
 const GRAIN: usize = 64 << 10;
 
@@ -35,6 +37,40 @@ pub(super) fn copy(
         }
     }
     Ok(())
+}
+
+/// As [`copy`], by the file system itself: a server copies without sending anything.
+pub(super) fn offload(
+    from: &File,
+    to: &File,
+    size: u64,
+    progress: &mut dyn FnMut(u64),
+) -> io::Result<()> {
+    let mut at = 0;
+    while let Some((start, end)) = next_data(from, at, size)? {
+        at = start;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(OFFLOADED).min(OFFLOADED);
+            let (mut source, mut target) = (at, at);
+            match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), want)
+            {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    progress(n as u64);
+                    at += n as u64;
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel or a server answers that cannot copy by itself.
+pub(super) fn cannot_offload(error: &io::Error) -> bool {
+    let known = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EXDEV, libc::EINVAL, libc::ENOTTY];
+    error.raw_os_error().is_some_and(|code| known.contains(&code))
 }
 
 /// The next run of data at or after `at`; all of the rest where the file system tells nothing.

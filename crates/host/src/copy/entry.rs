@@ -31,6 +31,8 @@ pub(super) struct Shared<'a> {
     pub(super) trusting: bool,
     /// Set once the file system has shown that it cannot share blocks.
     pub(super) no_sharing: AtomicBool,
+    /// Set when nobody wants it, or once the file system has shown that it cannot copy by itself.
+    pub(super) no_offload: AtomicBool,
     pub(super) links: Links,
     pub(super) entries: AtomicU64,
     pub(super) reflinked: AtomicU64,
@@ -72,6 +74,8 @@ impl Shared<'_> {
             match (copied, stat(entry.from.directory, entry.from.name)) {
                 (Ok(()), Ok(now)) if identity(&now) == identity(&found) => {
                     self.entries.fetch_add(1, Ordering::Relaxed);
+                    // A tree of empty files moves on, too.
+                    self.cx.advance(1);
                     return Ok(());
                 }
                 (Err(e), Ok(now)) if identity(&now) == identity(&found) => return Err(e),
@@ -154,7 +158,17 @@ impl Shared<'_> {
             self.bytes.fetch_add(n, Ordering::Relaxed);
             self.cx.advance(n);
         };
-        match data::copy(&source, &copy, size, &mut progress) {
+        let copied = match self.no_offload.load(Ordering::Relaxed) {
+            true => data::copy(&source, &copy, size, &mut progress),
+            false => match data::offload(&source, &copy, size, &mut progress) {
+                Err(e) if data::cannot_offload(&e) => {
+                    self.no_offload.store(true, Ordering::Relaxed);
+                    data::copy(&source, &copy, size, &mut progress)
+                }
+                result => result,
+            },
+        };
+        match copied {
             // Truncated by its user meanwhile; so is the copy.
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                 copy.set_len(source.metadata()?.len().min(size))
@@ -213,6 +227,7 @@ mod tests {
             mode: Mode::Auto,
             trusting: true,
             no_sharing: AtomicBool::new(false),
+            no_offload: AtomicBool::new(true),
             links: Links::new(to.try_clone().unwrap()),
             entries: AtomicU64::new(0),
             reflinked: AtomicU64::new(0),

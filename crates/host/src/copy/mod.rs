@@ -7,6 +7,7 @@ mod links;
 mod tree;
 mod unnamed;
 
+pub(crate) use tree::between;
 pub use tree::tree;
 pub use unnamed::reflink_unnamed;
 
@@ -16,6 +17,7 @@ use rustix::{
     fs::{AtFlags, CWD, OFlags},
     io::Errno,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     os::fd::AsRawFd,
@@ -43,16 +45,30 @@ pub struct TreeOptions {
     pub mode: Mode,
     /// How many files at a time; 0: as many as the machine has processors, at most 8.
     pub threads: usize,
+    /// Where blocks cannot be shared, the file system is asked to copy (`copy_file_range`): a server does
+    /// without sending anything. It may share blocks by doing so. Not with [`Mode::Copy`].
+    pub offload: bool,
+    /// How it is known what an earlier attempt has completed.
+    pub trust: Trust,
+}
+
+/// How a copy that is repeated tells what is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// By a mark that the copy carries itself, where the file system knows extended attributes.
+    Mark,
+    /// What looks complete is: the caller removes what an earlier boot has left.
+    All,
 }
 
 impl Default for TreeOptions {
     fn default() -> Self {
-        Self { mode: Mode::Auto, threads: 0 }
+        Self { mode: Mode::Auto, threads: 0, offload: false, trust: Trust::Mark }
     }
 }
 
 /// What a copy of a tree did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TreeReport {
     /// Files, directories, links and special files that are there now.
     pub entries: u64,

@@ -10,8 +10,8 @@
 //! id of the boot: after a reboot what looks complete may have lost its data, and is copied anew.
 
 use super::{
-    MARK, Mode, TreeOptions, TreeReport,
-    attributes::{At, Attributes, identity, stat, stat_path},
+    MARK, Mode, TreeOptions, TreeReport, Trust,
+    attributes::{At, Attributes, identity, stat},
     entry::{Entry, Shared},
     links::Links,
 };
@@ -60,26 +60,34 @@ pub fn tree(from: &Path, to: &Path, options: TreeOptions, cx: &Cx) -> Result<Tre
         Err(e) => return Err(failed(e)),
     }
     let copy = open_directory(CWD, to).map_err(failed)?;
-    let boot = crate::boot_id();
-    let root = Path::new("/proc/self/fd").join(rustix::fd::AsRawFd::as_raw_fd(&copy).to_string());
+    between(source, copy, &what, options, cx)
+}
+
+/// As [`tree`] for two directories that are open.
+pub(crate) fn between(
+    source: OwnedFd,
+    copy: OwnedFd,
+    what: &dyn Fn() -> String,
+    options: TreeOptions,
+    cx: &Cx,
+) -> Result<TreeReport> {
+    let failed = |e: Errno| io_fault(what(), e);
+    let kept = copy.try_clone().map_err(|e| Fault::io(what(), e))?;
+    let root = Path::new("/proc/self/fd").join(rustix::fd::AsRawFd::as_raw_fd(&kept).to_string());
     let root = root.join(".");
-    // Where the mark cannot be made, nothing is trusted.
-    let mark = xattr::get(&root, MARK).ok().flatten();
-    let trusting = mark.is_some_and(|mark| mark == boot.as_bytes());
-    if !trusting {
-        let _ = xattr::set(&root, MARK, boot.as_bytes());
-    }
+    let trusting = options.trust == Trust::All || is_of_this_boot(&copy, &root).map_err(failed)?;
     let shared = Shared {
         cx,
         mode: options.mode,
         trusting,
         no_sharing: AtomicBool::new(false),
+        no_offload: AtomicBool::new(!options.offload || options.mode == Mode::Copy),
         links: Links::new(copy.try_clone().map_err(|e| Fault::io(what(), e))?),
         entries: AtomicU64::new(0),
         reflinked: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
     };
-    let found = stat_path(from).map_err(failed)?;
+    let found = stat(&source, c".").map_err(failed)?;
     let target = identity(&stat(&copy, c".").map_err(failed)?);
     if identity(&found) == target {
         return Err(Fault::precondition(format!("{}: they are one", what())));
@@ -91,20 +99,43 @@ pub fn tree(from: &Path, to: &Path, options: TreeOptions, cx: &Cx) -> Result<Tre
         let path = OsStr::from_bytes(&path).to_string_lossy().into_owned();
         return Err(copy_fault(format!("{}: at {path}", what()), error, options.mode));
     }
-    durable::sync_filesystem(to)?;
-    match xattr::remove(to, MARK) {
+    durable::sync_filesystem(&root).map_err(|fault| fault.during(what()))?;
+    match xattr::remove(&root, MARK) {
+        _ if options.trust == Trust::All => {}
         Ok(()) => {}
         // There never was one.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {}
         Err(e) => return Err(Fault::io(what(), e)),
     }
     // Removing the mark does not touch times; the root has those of the source.
-    durable::sync_dir(to)?;
+    durable::sync_dir(&root).map_err(|fault| fault.during(what()))?;
     Ok(TreeReport {
         entries: shared.entries.into_inner(),
         reflinked: shared.reflinked.into_inner(),
         bytes: shared.bytes.into_inner(),
     })
+}
+
+/// Whether the copy was begun since this machine booted, by its mark; from now on it has one. Where the mark
+/// cannot be made, nothing is trusted.
+fn is_of_this_boot(copy: &OwnedFd, root: &Path) -> rustix::io::Result<bool> {
+    let boot = crate::boot_id();
+    match xattr::get(root, MARK).ok().flatten() {
+        Some(mark) if mark == boot.as_bytes() => return Ok(true),
+        // All of it goes before the mark is ours: an attempt of this boot that is cut halfway would leave
+        // files of the former one, which the next attempt trusted.
+        Some(_) => {
+            for entry in Dir::read_from(copy)? {
+                let entry = entry?;
+                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    durable::remove_at(copy, entry.file_name())?;
+                }
+            }
+        }
+        None => {}
+    }
+    let _ = xattr::set(root, MARK, boot.as_bytes());
+    Ok(false)
 }
 
 fn copy_fault(what: String, error: io::Error, mode: Mode) -> Fault {
@@ -328,7 +359,7 @@ impl Walk<'_> {
         let at = |e: Errno| (path.clone(), io::Error::from(e));
         let from = identity(&stat(&pair.from, c".").map_err(at)?);
         let to = identity(&stat(&pair.to, c".").map_err(at)?);
-        remove_others(&pair).map_err(at)?;
+        remove_others(&pair, self.shared.cx).map_err(at)?;
         let pair = Arc::new(pair);
         // One part is the walk itself.
         let unfinished =
@@ -374,10 +405,11 @@ impl Walk<'_> {
 }
 
 /// Removes from the copy what is not in the source (any more).
-fn remove_others(pair: &Pair) -> rustix::io::Result<()> {
+fn remove_others(pair: &Pair, cx: &Cx) -> rustix::io::Result<()> {
     for entry in Dir::read_from(&pair.to)? {
         let entry = entry?;
         let name = entry.file_name();
+        cx.advance(1);
         if !matches!(name.to_bytes(), b"." | b"..")
             && matches!(stat(&pair.from, name), Err(Errno::NOENT))
         {

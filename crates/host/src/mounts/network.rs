@@ -101,14 +101,19 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// A detached mount of a network file system: no namespace shows it, and it ends with its last
-/// descriptor.
-pub(crate) fn detached(request: &MountRequest) -> Result<OwnedFd> {
+/// descriptor. And whether its server copies files by itself.
+pub(crate) fn detached(request: &MountRequest) -> Result<(OwnedFd, bool)> {
     attempts(request, |one| {
+        // Since 4.2; for others the kernel fetches and sends every byte, and fills holes.
+        let copies = one.options.iter().any(|option| {
+            matches!(option.as_str(), "vers=4.2" | "nfsvers=4.2" | "v4.2" | "minorversion=2")
+        });
         let sorted = attributes::sort(&one.options, one.read_only)?;
-        create::detached(one, &sorted)?.ok_or_else(|| {
+        let root = create::detached(one, &sorted)?.ok_or_else(|| {
             Fault::precondition(format!("mount {}", one.source))
                 .hint("Linux 5.2 or newer is needed (fsopen), and options of at most 255 bytes")
-        })
+        })?;
+        Ok((root, copies))
     })
 }
 

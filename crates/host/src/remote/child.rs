@@ -6,7 +6,7 @@ use super::{
     wire::{Ask, Reply, Told},
 };
 use crate::mounts::{self, MountRequest};
-use larder_model::{Fault, Result};
+use larder_model::{Cx, Fault, Result};
 use rustix::{
     fd::OwnedFd,
     fs::{CWD, Mode, OFlags},
@@ -16,10 +16,11 @@ use std::{
     cell::Cell,
     io::{BufRead, Write},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-/// How often a long removal says that it goes on.
+/// How often what is long says that it goes on.
 const SIGN: Duration = Duration::from_secs(1);
 
 /// What the helper process does: mounts what the first line says, then answers questions until nobody
@@ -57,19 +58,20 @@ fn say(reply: &Reply) -> std::io::Result<()> {
 
 fn open(line: &str) -> Result<Tree> {
     let site: Site = understand(line)?;
-    let root: OwnedFd = match site {
+    let (root, copies): (OwnedFd, bool) = match site {
         Site::Mounted { fs_type, source, options } => {
             let request = MountRequest { fs_type, source, options, ..MountRequest::default() };
             mounts::network::detached(&request)?
         }
         Site::Directory(path) => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::openat(CWD, &path, flags, Mode::empty())
+            let root = rustix::fs::openat(CWD, &path, flags, Mode::empty())
                 .map_err(|e| crate::sys::io_fault(format!("open {}", path.display()), e))
-                .map_err(|f| f.with_kind(larder_model::Kind::Unavailable))?
+                .map_err(|f| f.with_kind(larder_model::Kind::Unavailable))?;
+            (root, false)
         }
     };
-    Ok(Tree(root))
+    Ok(Tree { root, copies })
 }
 
 fn understand<T: serde::de::DeserializeOwned>(line: &str) -> Result<T> {
@@ -102,6 +104,28 @@ fn answer(tree: &Tree, line: &str) -> Result<Value> {
                 }
             })?)
         }
+        Ask::CopyTree { from, to } => value(telling(|cx| tree.copy_tree(&from, &to, cx))?),
         Ask::Usage => value(tree.usage()?),
     }
+}
+
+/// Does `work` and says meanwhile how it goes on; as long as nothing moves, nothing is said.
+fn telling<T>(work: impl FnOnce(&Cx) -> Result<T>) -> Result<T> {
+    let (cx, ended) = (Cx::new(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let teller = scope.spawn(|| {
+            let mut told = 0;
+            while !ended.load(Ordering::Acquire) {
+                std::thread::park_timeout(SIGN);
+                let done = cx.progress().done;
+                if done > told && say(&Reply::Going(done - told)).is_ok() {
+                    told = done;
+                }
+            }
+        });
+        let result = work(&cx);
+        ended.store(true, Ordering::Release);
+        teller.thread().unpark();
+        result
+    })
 }

@@ -20,7 +20,7 @@ pub(crate) mod wire;
 
 pub(crate) use child::main;
 
-use crate::{HelperProgram, Usage, command, filesystems::way::MOST_STUCK};
+use crate::{HelperProgram, Usage, command, copy::TreeReport, filesystems::way::MOST_STUCK};
 use larder_model::{Cx, Fault, Kind, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use session::Session;
@@ -35,6 +35,8 @@ use wire::Ask;
 const MOUNTING: Duration = Duration::from_secs(20);
 /// How long a helper may be silent over one question; one that works through many files says so.
 const SILENCE: Duration = Duration::from_secs(15);
+/// As long over a copy: a server may share the blocks of a large file without a word in between.
+const SILENCE_OF_COPIES: Duration = Duration::from_secs(60);
 /// A silent server is asked again this often, by one caller, who waits so long; all others are told that it
 /// is silent.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -319,6 +321,16 @@ impl Visit {
         self.ask(&Ask::RemoveTree { path: path.into() }, Some(cx))
     }
 
+    /// Copies everything in directory `from` into `to`, durably, as [`crate::copy::tree`] does, by the server
+    /// itself where it can. What a cut copy has completed is taken as it is: the caller removes what is
+    /// of an earlier boot, or of other files. Tells `cx` how it goes on.
+    ///
+    /// # Errors
+    /// As [`crate::copy::tree`].
+    pub fn copy_tree(&self, from: &str, to: &str, cx: &Cx) -> Result<TreeReport> {
+        self.ask(&Ask::CopyTree { from: from.into(), to: to.into() }, Some(cx))
+    }
+
     /// How full the file system is.
     ///
     /// # Errors
@@ -333,7 +345,11 @@ impl Visit {
         let Some(session) = held.as_mut() else {
             return Err(Fault::unavailable(format!("{}: its server stopped answering", what())));
         };
-        match session.ask(ask, SILENCE, cx) {
+        let silence = match ask {
+            Ask::CopyTree { .. } => SILENCE_OF_COPIES,
+            _ => SILENCE,
+        };
+        match session.ask(ask, silence, cx) {
             Ok(value) => {
                 drop(held);
                 serde_json::from_value(value).map_err(|e| {

@@ -1,8 +1,13 @@
 //! What is done in a tree: every path is resolved beneath its root, and no symlink is ever followed.
 
 use super::Thing;
-use crate::{Usage, durable, filesystems, sys::io_fault};
-use larder_model::{Fault, Kind, Result};
+use crate::{
+    Usage,
+    copy::{self, TreeOptions, TreeReport, Trust},
+    durable, filesystems,
+    sys::io_fault,
+};
+use larder_model::{Cx, Fault, Kind, Result};
 use rustix::{
     fd::OwnedFd,
     fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags},
@@ -14,11 +19,17 @@ use std::{
     io::{Read, Write},
 };
 
+/// Files that are copied at a time: it is the server that works.
+const COPIED_AT_ONCE: usize = 8;
 /// No record is longer.
 const LONGEST: u64 = 1 << 20;
 
-/// The root of a tree.
-pub(super) struct Tree(pub(super) OwnedFd);
+/// A tree.
+pub(super) struct Tree {
+    pub(super) root: OwnedFd,
+    /// Its server copies files by itself.
+    pub(super) copies: bool,
+}
 
 /// A failed call on `path`. Who is refused by a server needs other advice than who is by a disk.
 fn failed(error: Errno) -> Fault {
@@ -56,7 +67,7 @@ impl Tree {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         loop {
             // EAGAIN: something was renamed meanwhile, and it cannot be told whether it led outside.
-            match rustix::fs::openat2(&self.0, path, flags, Mode::from_raw_mode(mode), resolve) {
+            match rustix::fs::openat2(&self.root, path, flags, Mode::from_raw_mode(mode), resolve) {
                 Err(Errno::AGAIN) => {}
                 opened => return opened,
             }
@@ -251,6 +262,32 @@ impl Tree {
         let name = CString::new(name)
             .map_err(|_| Fault::invalid(format!("remove {path:?}: it holds a NUL")))?;
         durable::remove_at_while(&directory, &name, goes_on)
+    }
+
+    /// Goes on with a copy that was cut; the directory `to` and those above it are ours.
+    pub(super) fn copy_tree(&self, from: &str, to: &str, cx: &Cx) -> Result<TreeReport> {
+        let source = self.directory(from).map_err(failed)?;
+        self.make_dir(to, 0o700, 0o700)?;
+        let copy = self.directory(to).map_err(failed)?;
+        let options = TreeOptions {
+            threads: COPIED_AT_ONCE,
+            offload: self.copies,
+            trust: Trust::All,
+            ..TreeOptions::default()
+        };
+        let what = || "copy all files".to_owned();
+        copy::between(source, copy, &what, options, cx).map_err(|fault| {
+            let errno = fault.os_error().map(Errno::from_raw_os_error);
+            match errno.map(failed) {
+                // What a server's answer means, it knows better.
+                Some(known) if known.kind() == Kind::Unavailable => fault.with_kind(known.kind()),
+                Some(known) if known.kind() == Kind::Precondition => {
+                    let hint = known.hint_text().unwrap_or_default().to_owned();
+                    fault.with_kind(Kind::Precondition).hint(hint)
+                }
+                _ => fault,
+            }
+        })
     }
 
     pub(super) fn usage(&self) -> Result<Usage> {

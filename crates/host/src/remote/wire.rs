@@ -17,6 +17,7 @@ pub(crate) enum Ask {
     RemoveFile { path: String },
     RemoveDir { path: String },
     RemoveTree { path: String },
+    CopyTree { from: String, to: String },
     Usage,
 }
 
@@ -33,6 +34,7 @@ impl Ask {
             Self::Rename { from, to } => format!("rename {from} to {to}"),
             Self::RemoveFile { path } | Self::RemoveDir { path } => format!("remove {path}"),
             Self::RemoveTree { path } => format!("remove {path} and all in it"),
+            Self::CopyTree { from, to } => format!("copy {from} to {to}"),
             Self::Usage => "tell the free space".to_owned(),
         }
     }
