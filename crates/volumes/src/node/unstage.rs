@@ -146,7 +146,10 @@ impl Executor {
                 None => Vec::new(),
             };
             let staged_here = staged.is_none_or(|staged| staged.path == path.as_path());
-            if let Some(shows) = shows.as_ref().filter(|_| staged_here && !stale) {
+            // Another volume may be the same directory of a server (two PersistentVolumes of one share, a
+            // mount of the host's own), and nothing in the table tells the two apart.
+            let telling = |shows: &&Shows| staged_here && !stale && !shows.is_network();
+            if let Some(shows) = shows.as_ref().filter(telling) {
                 // Mounts that no record tells of; better found before anything is unmounted.
                 for entry in this.host.mounts.table()? {
                     let known = entry.target == path.as_path() || published.contains(&entry.target);

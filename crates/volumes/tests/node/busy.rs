@@ -215,3 +215,27 @@ async fn something_mounted_over_a_target_is_named_and_left_alone() {
     world.unstage("image").await.unwrap();
     world.assert_nothing_left();
 }
+
+/// Two PersistentVolumes of one share, or a mount of the host's own beside one.
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_one_share_are_let_go_one_after_the_other() {
+    for on in [On::Fake, On::Real] {
+        let world = World::new(on);
+        for name in ["net-same-1", "net-same-2"] {
+            world.volume(name);
+            world.stage(name, mount()).await.unwrap();
+            world.publish(name, 1, mount()).await.unwrap();
+        }
+        // Its own publication still counts.
+        assert_eq!(kind(world.unstage("net-same-1").await), Kind::Precondition);
+        world.unpublish("net-same-1", 1).await.unwrap();
+        world.unstage("net-same-1").await.unwrap();
+        let table = world.host.mounts.table().unwrap();
+        for path in [world.staging("net-same-2"), world.target("net-same-2", 1)] {
+            assert!(table.iter().any(|entry| entry.target == path), "{}", path.display());
+        }
+        world.unpublish("net-same-2", 1).await.unwrap();
+        world.unstage("net-same-2").await.unwrap();
+        world.assert_nothing_left();
+    }
+}

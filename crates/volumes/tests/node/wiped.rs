@@ -34,8 +34,9 @@ async fn everything_is_taken_back_without_records() {
         let told = world.engine.recover(&Cx::new()).await.unwrap();
         assert_eq!((told.live, told.left.len()), (0, 0));
         for (name, _) in KINDS {
-            // What workloads still use is not let go, with or without records.
-            if !name.starts_with("raw") {
+            // What workloads still use is not let go, with or without records; but of a server's share
+            // nobody can tell whose mount that is, and theirs goes on without the staging mount.
+            if !name.starts_with("raw") && !name.starts_with("net") {
                 assert_eq!(kind(world.unstage(name).await), Kind::Precondition, "{name}");
             }
             world.unpublish(name, 1).await.unwrap();
