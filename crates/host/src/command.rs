@@ -435,8 +435,15 @@ fn drain(pipe: &mut impl Read, mut keep: impl FnMut(&[u8])) -> bool {
     }
 }
 
-/// Killed processes that have not died yet, and their command lines.
-static LEFT_BEHIND: Mutex<Vec<(Child, String)>> = Mutex::new(Vec::new());
+/// A process that nobody waits for.
+struct Left {
+    child: Child,
+    line: String,
+    killed: bool,
+}
+
+/// Those that have not ended yet.
+static LEFT_BEHIND: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 /// Reaps the child if it ends within `patience`, otherwise remembers it.
 pub(crate) fn leave_behind(mut child: Child, line: &str, patience: Duration) {
@@ -445,8 +452,18 @@ pub(crate) fn leave_behind(mut child: Child, line: &str, patience: Duration) {
         let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
     }
     if !matches!(child.try_wait(), Ok(Some(_))) {
-        LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner).push((child, line.to_owned()));
+        leave(child, line, true);
     }
+}
+
+/// Leaves a process to itself that is not to be killed; it is reaped when it has ended.
+pub(crate) fn leave_alone(child: Child, line: &str) {
+    leave(child, line, false);
+}
+
+fn leave(child: Child, line: &str, killed: bool) {
+    let left = Left { child, line: line.to_owned(), killed };
+    LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner).push(left);
 }
 
 fn timespec(time: Duration) -> Timespec {
@@ -458,16 +475,16 @@ fn timespec(time: Duration) -> Timespec {
 
 /// How many killed programs still hang in the kernel. Those that died meanwhile are reaped.
 pub fn stuck() -> usize {
-    left_behind().len()
+    left_behind().iter().filter(|left| left.killed).count()
 }
 
 /// Whether a killed program of this command line ([`Command::line`]) still hangs in the kernel.
 pub(crate) fn hangs(line: &str) -> bool {
-    left_behind().iter().any(|(_, left)| left == line)
+    left_behind().iter().any(|left| left.killed && left.line == line)
 }
 
-fn left_behind() -> MutexGuard<'static, Vec<(Child, String)>> {
+fn left_behind() -> MutexGuard<'static, Vec<Left>> {
     let mut left = LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner);
-    left.retain_mut(|(child, _)| matches!(child.try_wait(), Ok(None)));
+    left.retain_mut(|left| matches!(left.child.try_wait(), Ok(None)));
     left
 }

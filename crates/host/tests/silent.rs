@@ -4,10 +4,11 @@
 mod support;
 
 use larder_host::{
-    FileSystems, HelperProgram,
+    FileSystems, HelperProgram, Mounts, Unmount,
     command::Command,
     filesystems::{RealFileSystems, errors},
     freeze::Freezer,
+    mounts::RealMounts,
 };
 use larder_model::{Bytes, FsType, Kind};
 use std::{
@@ -37,7 +38,13 @@ fn timely<T: Send + 'static>(most: Duration, work: impl FnOnce() -> T + Send + '
 /// Shakes hands, and then takes every question without ever answering: those who ask cannot even be
 /// killed, as with a hard mount. They are let go when the last descriptor is closed.
 fn take_questions(server: &File) {
+    shake_hands(server);
     let (mut server, mut buffer) = (server.try_clone().unwrap(), vec![0; 1 << 20]);
+    std::thread::spawn(move || while server.read(&mut buffer).is_ok() {});
+}
+
+fn shake_hands(mut server: &File) {
+    let mut buffer = vec![0; 1 << 20];
     let read = server.read(&mut buffer).unwrap();
     assert!(read >= 40 && buffer[4] == 26, "that is no FUSE_INIT");
     // struct fuse_out_header and fuse_init_out: version 7.31, the smallest writes.
@@ -48,16 +55,20 @@ fn take_questions(server: &File) {
     answer[20] = 31;
     answer[16 + 20..16 + 24].copy_from_slice(&4096_u32.to_le_bytes());
     assert_eq!(server.write(&answer).unwrap(), 80);
-    std::thread::spawn(move || while server.read(&mut buffer).is_ok() {});
 }
 
 /// Helpers that ask for `path` just now.
 fn helpers(path: &Path) -> usize {
+    helpers_of(&format!("\0alive\0{}\0", path.display()))
+}
+
+/// Processes with these words in their command line.
+fn helpers_of(words: &str) -> usize {
     let mut count = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
-        count += usize::from(line.contains(&format!("\0alive\0{}\0", path.display())));
+        count += usize::from(line.contains(words));
     }
     count
 }
@@ -158,6 +169,34 @@ fn a_helper_that_cannot_be_killed_is_the_only_one() {
         assert!(Instant::now() < end, "it is never asked again");
     }
     assert_eq!(helpers(&target), 0);
+}
+
+#[test]
+fn what_never_ends_is_detached_in_time_by_a_helper_that_is_not_killed() {
+    let scratch = Scratch::new();
+    let (_, device) = scratch.device("disk", Bytes::mib(16));
+    let target = scratch.dir("net");
+    let server = scratch.mount_endless(&device, &target);
+    shake_hands(&server);
+    let path = target.clone();
+    let detach = move || RealMounts::with_helper(helper()).unmount(&path, Unmount::Lazy);
+    timely(LONG, detach.clone()).unwrap();
+    assert!(!RealMounts::new().is_mount_point(&target).unwrap());
+    let of_it = format!("\0{}\0", target.display());
+    assert_eq!(helpers_of(&of_it), 1, "it ends the file system when that can be ended");
+    timely(SHORT, detach.clone()).unwrap();
+    // What comes to that place meanwhile is another one, and the helper's no more.
+    let second = scratch.mount_dead(&target);
+    assert_eq!(helpers_of(&of_it), 1);
+    drop(server);
+    let end = Instant::now() + LONG;
+    while helpers_of(&of_it) > 0 {
+        assert!(Instant::now() < end, "the helper does not end");
+        larder_host::command::stuck(); // Reaps it.
+    }
+    assert!(RealMounts::new().is_mount_point(&target).unwrap());
+    timely(LONG, detach).unwrap();
+    drop(second);
 }
 
 #[test]

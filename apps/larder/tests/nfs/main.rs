@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests start programs as a user would")]
 #![allow(clippy::print_stdout, reason = "what was measured is worth reading")]
 
+mod node;
 mod refusals;
 mod server;
 mod site;

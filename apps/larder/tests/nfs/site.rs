@@ -3,7 +3,7 @@
 use crate::support::{self, Server};
 use larder_csi::Endpoint;
 use larder_csi::client::Channel;
-use larder_host::Host;
+use larder_host::{Host, Unmount};
 use larder_proto::csi::{
     self, controller_client::ControllerClient, node_client::NodeClient,
     volume_capability::access_mode::Mode, volume_content_source as from,
@@ -37,6 +37,14 @@ pub(crate) fn code(name: &str) -> tonic::Code {
 pub(crate) fn published_options(target: &Path) -> Vec<String> {
     let top = Host::real().mounts.mounts_at(target).unwrap().pop().unwrap();
     [top.options, top.super_options].concat()
+}
+
+/// How many helpers of that name there are.
+pub(crate) fn processes(name: &str) -> usize {
+    let words = format!("\0internal\0{name}\0");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(&words)).count()
 }
 
 impl Site {
@@ -103,8 +111,9 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         for mount in self.mounts() {
-            let lazy = larder_host::Unmount::Lazy;
-            let _ = Host::real().mounts.unmount(Path::new(&mount), lazy);
+            // Without a helper: this program is none.
+            let mounts = larder_host::mounts::RealMounts::new();
+            let _ = larder_host::Mounts::unmount(&mounts, Path::new(&mount), Unmount::Lazy);
         }
     }
 }

@@ -12,6 +12,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod create;
+pub(crate) mod detach;
 pub(crate) mod network;
 mod real;
 mod shown;

@@ -4,7 +4,7 @@ use super::{
     BindRequest, DeviceId, DeviceUser, MountEntry, MountPlace, MountRequest, MountRoot, Mounts,
     Unmount,
     attributes::{self, Sorted},
-    create, network, shown, statmount, sys, table, users,
+    create, detach, network, shown, statmount, sys, table, users,
     watched::Watched,
 };
 use crate::{HelperProgram, alive, sys::io_fault};
@@ -199,6 +199,12 @@ impl Mounts for RealMounts {
 
     fn unmount(&self, target: &Path, how: Unmount) -> Result<()> {
         let what = || format!("unmount {}", target.display());
+        if let (Some(helper), Unmount::Lazy) = (&self.helper, how)
+            && let Some(top) = self.mounts_at(target)?.pop()
+            && detach::may_hang(&top.fs_type)
+        {
+            return detach::detach(target, &top, helper);
+        }
         let flags = match how {
             Unmount::Normal => UnmountFlags::NOFOLLOW,
             Unmount::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use larder_host::{Host, LoopRequest, MountRequest, Unmount, image};
+use larder_host::{Host, LoopRequest, MountRequest, Mounts, Unmount, image, mounts::RealMounts};
 use larder_model::{Bytes, FsType};
 use std::path::{Path, PathBuf};
 
@@ -74,12 +74,19 @@ impl Scratch {
     /// Mounts a network file system whose server is dead: FUSE without anybody who serves it. Whoever
     /// asks it anything hangs until what is returned is dropped.
     pub(crate) fn mount_dead(&self, target: &Path) -> std::fs::File {
+        self.mount_fuse("fuse", "dead", target)
+    }
+    /// The same on a block device: this one even hangs when it is unmounted.
+    pub(crate) fn mount_endless(&self, device: &Path, target: &Path) -> std::fs::File {
+        self.mount_fuse("fuseblk", device.to_str().unwrap(), target)
+    }
+    fn mount_fuse(&self, fs_type: &str, source: &str, target: &Path) -> std::fs::File {
         let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let fd = format!("fd={}", std::os::fd::AsRawFd::as_raw_fd(&server));
         let options = [&fd, "rootmode=40000", "user_id=0", "group_id=0"];
         let request = MountRequest {
-            fs_type: "fuse".into(),
-            source: "dead".into(),
+            fs_type: fs_type.into(),
+            source: source.into(),
             target: target.to_owned(),
             options: options.map(str::to_owned).into(),
             read_only: false,
@@ -99,7 +106,8 @@ impl Drop for Scratch {
             for _ in 0..4 {
                 let table = self.host.mounts.table().unwrap_or_default();
                 for entry in table.iter().rev().filter(|m| below(&m.target)) {
-                    let _ = self.host.mounts.unmount(&entry.target, Unmount::Lazy);
+                    // Without a helper: this program is none.
+                    let _ = RealMounts::new().unmount(&entry.target, Unmount::Lazy);
                 }
             }
         };

@@ -188,7 +188,8 @@ pub(super) fn is_ours(
 
 /// What is mounted at `path`, in words for a refusal.
 pub(super) fn described(host: &Host, path: &Path) -> String {
-    match host.mounts.top_at(path) {
+    // The table: whoever is there may have a dead server.
+    match host.mounts.mounts_at(path).map(|mut stack| stack.pop()) {
         Ok(Some(top)) => format!("{} {} ({})", top.fs_type, top.source, top.device),
         _ => "another mount".to_owned(),
     }
