@@ -14,4 +14,5 @@ mod driver;
 mod faults;
 mod grow;
 mod life;
+mod room;
 mod support;

@@ -49,7 +49,7 @@ fn install(cluster: &Cluster) {
         fs::create_dir_all(&home).unwrap();
         let config = kubeconfig(cluster, node, "larder");
         fs::write(home.join("kubeconfig"), config.to_string()).unwrap();
-        fs::write(home.join("config.yaml"), configuration(node.name()).to_string()).unwrap();
+        fs::write(home.join("config.yaml"), configuration(cluster, node).to_string()).unwrap();
         // As the kernel runs it: another one beside it until it has the name.
         let larder = std::env::var("LARDER_BIN").unwrap();
         put(Path::new(&larder), &home.join("larder"));
@@ -63,6 +63,7 @@ fn install(cluster: &Cluster) {
     for node in cluster.nodes() {
         wait_for_driver(cluster, node, "loop.volumes.test");
         wait_for_driver(cluster, node, "dir.volumes.test");
+        wait_for_driver(cluster, node, "room.volumes.test");
     }
 }
 
@@ -104,19 +105,32 @@ pub(crate) fn kubeconfig(cluster: &Cluster, node: &Machine, account: &str) -> Va
     config
 }
 
-fn configuration(node: &str) -> Value {
-    let driver = |backend: &str| {
+fn configuration(cluster: &Cluster, node: &Machine) -> Value {
+    let driver = |name: &str, backend: &str, reserve: &str| {
         json!({
-            "name": format!("{backend}.volumes.test"), "backend": backend, "register": true,
-            "pools": { "default": { "path": format!("{HOME}/{backend}"), "create": true } },
+            "name": format!("{name}.volumes.test"), "backend": backend, "register": true,
+            "pools": { "default": {
+                "path": format!("{HOME}/{name}"), "create": true, "reserve": reserve,
+            } },
         })
     };
+    // The nodes share a disk: that one of them has no room there is said, not so.
+    let room = if node.name() == full(cluster).name() { "100Ti" } else { "0" };
     json!({
-        "node": node, "stateDir": "/run/larder-volumes", "http": "127.0.0.1:9810",
+        "node": node.name(), "stateDir": "/run/larder-volumes", "http": "127.0.0.1:9810",
         "log": { "level": "info,larder_controllers=debug" },
-        "drivers": [driver("dir"), driver("loop")],
-        "kubernetes": { "kubeconfig": format!("{HOME}/kubeconfig"), "namespace": SYSTEM },
+        "drivers": [
+            driver("dir", "dir", "0"), driver("loop", "loop", "0"), driver("room", "loop", room),
+        ],
+        "kubernetes": {
+            "kubeconfig": format!("{HOME}/kubeconfig"), "namespace": SYSTEM, "capacity": true,
+        },
     })
+}
+
+/// The node whose pool of driver `room.volumes.test` has no room; the other one's has.
+pub(crate) fn full(cluster: &Cluster) -> &Machine {
+    &cluster.nodes()[0]
 }
 
 /// What docs/kubernetes.md says that node-local drivers need, classes, and so on.
@@ -139,6 +153,11 @@ fn objects() -> Value {
         rule(storage, &["volumeattachments/status"], &["patch"]),
         rule("coordination.k8s.io", &["leases"], &["get", "create", "patch"]),
     ]);
+    let here = json!([
+        rule(storage, &["csistoragecapacities"], &["list", "watch", "create", "patch", "delete"]),
+        rule("", &["pods"], &["get"]),
+        rule("apps", &["replicasets"], &["get"]),
+    ]);
     let role = |name: &str, rules: &Value| json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": name }, "rules": rules });
     let bound = |role: &str, account: &str| {
         json!({
@@ -158,13 +177,28 @@ fn objects() -> Value {
         bound("larder-volumes-node", "larder"),
         bound("larder-volumes-node", "central"),
         bound("larder-volumes-central", "central"),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "rules": here,
+            "metadata": { "name": "larder-volumes-capacity", "namespace": SYSTEM },
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": { "name": "larder-volumes-capacity", "namespace": SYSTEM },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "Role",
+                "name": "larder-volumes-capacity",
+            },
+            "subjects": [{ "kind": "ServiceAccount", "name": "larder", "namespace": SYSTEM }],
+        }),
     ];
-    for (driver, attach) in
-        [("dir.volumes.test", false), ("loop.volumes.test", false), ("attach.volumes.test", true)]
-    {
+    for driver in ["dir", "loop", "room", "attach"] {
         items.push(json!({
-            "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": { "name": driver },
-            "spec": { "attachRequired": attach, "podInfoOnMount": false },
+            "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver",
+            "metadata": { "name": format!("{driver}.volumes.test") },
+            "spec": {
+                "attachRequired": driver == "attach", "podInfoOnMount": false,
+                "storageCapacity": driver == "room",
+            },
         }));
     }
     for (name, driver, binding) in [
@@ -172,6 +206,7 @@ fn objects() -> Value {
         ("dir-now", "dir.volumes.test", "Immediate"),
         ("loop-late", "loop.volumes.test", "WaitForFirstConsumer"),
         ("loop-now", "loop.volumes.test", "Immediate"),
+        ("room", "room.volumes.test", "WaitForFirstConsumer"),
         ("attach", "attach.volumes.test", "Immediate"),
     ] {
         items.push(class(name, driver, binding, &json!({})));
@@ -278,10 +313,10 @@ pub(crate) fn clean(cluster: &Cluster, namespace: &Namespace<'_>) -> Duration {
     took
 }
 
-/// What `larder volume ls` of a node says of both drivers.
+/// What `larder volume ls` of a node says of all drivers.
 fn list(node: &Machine) -> String {
     let one = |driver: &str| larder(node, driver, &["volume", "ls", "--output", "json"]);
-    format!("{}{}", one("dir.volumes.test"), one("loop.volumes.test"))
+    ["dir.volumes.test", "loop.volumes.test", "room.volumes.test"].map(one).concat()
 }
 
 /// Runs the command line for a driver of a node.
