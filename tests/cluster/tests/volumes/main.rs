@@ -15,4 +15,5 @@ mod faults;
 mod grow;
 mod life;
 mod room;
+mod sidecars;
 mod support;
