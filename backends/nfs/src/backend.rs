@@ -527,6 +527,9 @@ impl Connect for Nfs {
         let request = request.clone();
         self.run(move |core| core.source(&request.id, &request.context)).await
     }
+    fn mounted_as(&self, _id: &VolumeId) -> &'static [&'static str] {
+        &["nfs", "nfs4"]
+    }
     async fn find(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>> {
         if id.pool().as_str() == STATIC {
             return Ok(None);

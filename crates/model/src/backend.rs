@@ -502,6 +502,14 @@ pub trait Connect: Send + Sync {
     /// `NotFound`; `Precondition` where it cannot be told (several devices); `Unavailable`.
     async fn find(&self, id: &VolumeId) -> Result<Option<(Source, Attachment)>>;
 
+    /// The kinds of network file systems as which the volume is mounted, as the mount table names them;
+    /// empty: it is none. Where the node's records are lost, a mount of such a kind at the very path that
+    /// a caller names for the volume is let go as the volume's: its server may be silent, and of a
+    /// volume that was made elsewhere nobody but the caller knows.
+    fn mounted_as(&self, _id: &VolumeId) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Takes it back. `attachment` is what `connect` left, None when the node was killed before
     /// that could be recorded: then whatever is connected for this volume is found and released.
     /// Called only when nothing uses the source any more. Not connected, or no such volume, is a

@@ -8,7 +8,9 @@ use crate::{
 use larder_proto::csi;
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
     path::Path,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -21,23 +23,62 @@ fn of_share(id: &str, share: &Path) -> csi::Volume {
     csi::Volume { volume_id: id.to_owned(), volume_context: context.into(), ..Default::default() }
 }
 
+/// Writes to a mapping of a file that it has closed: nothing is flushed when it is killed.
+const MAPS: &str = r#"
+import mmap, os, sys, time
+file = open(sys.argv[1], "r+b")
+memory = mmap.mmap(file.fileno(), 0)
+memory[0:4]
+os.closerange(3, 256)
+print("ready", flush=True)
+sys.stdin.readline()
+memory[0:4] = b"LATE"
+print("written", flush=True)
+time.sleep(1000)
+"#;
+
+struct Pod(std::process::Child, BufReader<std::process::ChildStdout>);
+
+impl Pod {
+    fn start(file: &Path) -> Self {
+        let mut python = std::process::Command::new("python3");
+        python.args(["-c", MAPS]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = python.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut pod = Self(child, stdout);
+        pod.wait_for("ready");
+        pod
+    }
+    fn wait_for(&mut self, word: &str) {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), word);
+    }
+    fn write_late(&mut self) {
+        self.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        self.wait_for("written");
+    }
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 /// What a pod that was killed has not written yet must not keep kubelet waiting, and is not lost.
 #[tokio::test]
 async fn what_was_not_written_yet_holds_no_call_and_reaches_the_server_when_it_is_back() {
     let mut server = server();
     let export = server.export("rw,no_root_squash");
-    let site = Site::new(&export, "");
+    fs::write(export.join("file"), "acknowledged").unwrap();
+    // Not the export of the pool, which Larder itself may have mounted.
+    let site = Site::new(&server.export("rw,no_root_squash"), "");
     let larder = site.serve().await;
-    let volume = larder.create("v", &[]).await.unwrap();
+    let volume = of_share("a", &export);
     let target = larder.publish(&volume).await.unwrap();
-    fs::write(target.join("file"), "acknowledged").unwrap();
-    let script =
-        format!("exec 3<>{}/file; printf LATE >&3; echo; exec sleep 1000", target.display());
-    let mut pod = crate::support::shell(&script);
-    let mut pod = pod.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    std::io::Read::read_exact(pod.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let mut pod = Pod::start(&target.join("file"));
     server.fall_silent();
-    pod.kill().unwrap();
+    pod.write_late();
+    pod.kill();
 
     let began = Instant::now();
     larder.unpublish(&volume).await.unwrap();
@@ -46,7 +87,7 @@ async fn what_was_not_written_yet_holds_no_call_and_reaches_the_server_when_it_i
     assert!(took < Duration::from_secs(60), "{took:?}");
     assert_eq!(site.mounts(), [""; 0]);
     larder.probe().await;
-    println!("{} helpers are left", processes("detach"));
+    assert_eq!(processes("detach"), 1, "it has what was not written");
 
     server.wake();
     let until = Instant::now() + Duration::from_secs(180);
@@ -55,10 +96,8 @@ async fn what_was_not_written_yet_holds_no_call_and_reaches_the_server_when_it_i
         tokio::time::sleep(Duration::from_millis(500)).await;
         larder.probe().await;
     }
-    println!("on the server: {:?}", fs::read_to_string(export.join("v/file")));
-    pod.wait().unwrap();
-    let target = larder.publish(&volume).await.unwrap();
-    assert_eq!(fs::read_to_string(target.join("file")).unwrap().len(), 12);
+    assert_eq!(fs::read_to_string(export.join("file")).unwrap(), "LATEowledged");
+    larder.publish(&volume).await.unwrap();
     larder.unpublish(&volume).await.unwrap();
 }
 
@@ -77,4 +116,24 @@ async fn two_volumes_of_one_share_and_a_mount_of_the_host_do_not_hold_each_other
     assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "x");
     larder.unpublish(&b).await.unwrap();
     assert_eq!(site.mounts(), [""; 0]);
+}
+
+/// The node's records may be wiped, the server may be dead, and of such a volume Larder knows nothing else.
+#[tokio::test]
+async fn without_records_and_server_a_volume_is_let_go_by_its_path() {
+    let mut server = server();
+    let export = server.export("rw,no_root_squash");
+    let site = Site::new(&server.export("rw,no_root_squash"), "");
+    let larder = site.serve().await;
+    let (of_others, ours) = (of_share("a", &export), larder.create("ours", &[]).await.unwrap());
+    larder.publish(&of_others).await.unwrap();
+    larder.publish(&ours).await.unwrap();
+    drop(larder);
+    site.wipe_records();
+    let larder = site.serve().await;
+    server.fall_silent();
+    larder.unpublish(&of_others).await.unwrap();
+    larder.unpublish(&ours).await.unwrap();
+    assert_eq!(site.mounts(), [""; 0]);
+    server.wake();
 }

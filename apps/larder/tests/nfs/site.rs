@@ -100,6 +100,20 @@ impl Site {
         Larder { site: self, server, local }
     }
 
+    /// The node's records are in memory, and may go at any time.
+    pub(crate) fn wipe_records(&self) {
+        let mut wiped = 0;
+        for folder in std::fs::read_dir(self.path("state")).unwrap().flatten() {
+            for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+                if file.path().is_file() {
+                    std::fs::remove_file(file.path()).unwrap();
+                    wiped += 1;
+                }
+            }
+        }
+        assert!(wiped > 0, "no records are in {}", self.path("state").display());
+    }
+
     /// What is mounted below the site.
     pub(crate) fn mounts(&self) -> Vec<String> {
         let table = Host::real().mounts.table().unwrap();

@@ -41,6 +41,40 @@ impl Executor {
         Ok(Some((shows, attachment)))
     }
 
+    /// What a mount looks like that is at the very path which a caller names for the volume, where volumes
+    /// like it are network mounts. Neither their server nor the table tells more than the caller. None: it
+    /// is none, or the place of another volume.
+    ///
+    /// # Errors
+    /// As [`larder_host::Mounts::table`]; those of [`super::record::Store::all`].
+    pub(super) async fn named_by_path(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        volume: &str,
+        path: &TargetPath,
+    ) -> Result<Option<Shows>> {
+        let kinds = self.backend.connect().mounted_as(id);
+        if kinds.is_empty() {
+            return Ok(None);
+        }
+        let (volume, path) = (volume.to_owned(), path.as_path().to_owned());
+        self.blocking(move |this| {
+            let top = this.host.mounts.mounts_at(&path)?.pop();
+            let Some(top) = top.filter(|top| kinds.contains(&&*top.fs_type)) else {
+                return Ok(None);
+            };
+            let (records, _) = this.store.all()?;
+            let mut others = records.iter().filter(|record| record.volume != volume);
+            let of_another = others.any(|record| {
+                let staged = record.staged.as_ref().is_some_and(|staged| staged.path == path);
+                this.store.is_current(record) && (staged || record.publication(&path).is_some())
+            });
+            let shows = || Shows::FileSystem { fs_type: top.fs_type, source: top.source };
+            Ok((!of_another).then(shows))
+        })
+        .await
+    }
+
     /// What a record would tell of the volume that is at `path`; None: it is not there. `staging` is
     /// where the caller says that it is staged, `block` how the caller says that it is used.
     ///

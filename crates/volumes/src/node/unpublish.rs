@@ -68,7 +68,8 @@ impl Executor {
         Ok(false)
     }
 
-    /// The records were wiped: only the backend can tell whether that mount is this volume's.
+    /// The records were wiped: only the backend can tell whether that mount is this volume's; of network
+    /// mounts the caller.
     async fn unpublish_unknown(
         self: &Arc<Self>,
         volume: &str,
@@ -85,11 +86,16 @@ impl Executor {
             Some(id) => id,
             None => self.parse(volume).map_err(cannot_tell)?,
         };
-        let (shows, _) = match self.identify(&id, cx).await {
-            Ok(Some(found)) => found,
-            Ok(None) => return Err(cannot_tell(Fault::precondition("it is connected nowhere"))),
-            Err(fault) if fault.kind() == Kind::NotFound => return Err(cannot_tell(fault)),
-            Err(fault) => return Err(fault),
+        let shows = match self.named_by_path(&id, volume, target).await? {
+            Some(shows) => shows,
+            None => match self.identify(&id, cx).await {
+                Ok(Some((shows, _))) => shows,
+                Ok(None) => {
+                    return Err(cannot_tell(Fault::precondition("it is connected nowhere")));
+                }
+                Err(fault) if fault.kind() == Kind::NotFound => return Err(cannot_tell(fault)),
+                Err(fault) => return Err(fault),
+            },
         };
         let (volume, target, cx) = (volume.to_owned(), target.clone(), cx.clone());
         self.blocking(move |this| this.unpublish_trip(&volume, &target, Some(&shows), &cx))

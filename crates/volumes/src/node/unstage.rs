@@ -41,13 +41,10 @@ impl Executor {
         let mut work = self.look_before_unstage(id, volume, path, None).await?;
         if work.at == Seen::Unknown {
             // The records were wiped, or were never completed.
-            let found = self.identify(id, cx).await.map_err(|fault| {
-                let kind = match fault.kind() {
-                    Kind::NotFound => Kind::Precondition,
-                    kind => kind,
-                };
-                fault.during(format!("find out whether {path} shows this volume")).with_kind(kind)
-            })?;
+            let found = match self.named_by_path(id, volume, path).await? {
+                Some(shows) => Some((shows, None)),
+                None => self.identified(id, path, cx).await?,
+            };
             if found.is_some() {
                 work = self.look_before_unstage(id, volume, path, found).await?;
             }
@@ -112,12 +109,29 @@ impl Executor {
         Ok(())
     }
 
+    /// What the backend has connected, and what its mounts look like.
+    async fn identified(
+        self: &Arc<Self>,
+        id: &VolumeId,
+        path: &TargetPath,
+        cx: &Cx,
+    ) -> Result<Option<(Shows, Option<Attachment>)>> {
+        let found = self.identify(id, cx).await.map_err(|fault| {
+            let kind = match fault.kind() {
+                Kind::NotFound => Kind::Precondition,
+                kind => kind,
+            };
+            fault.during(format!("find out whether {path} shows this volume")).with_kind(kind)
+        })?;
+        Ok(found.map(|(shows, attachment)| (shows, Some(attachment))))
+    }
+
     async fn look_before_unstage(
         self: &Arc<Self>,
         id: &VolumeId,
         volume: &str,
         path: &TargetPath,
-        identified: Option<(Shows, Attachment)>,
+        identified: Option<(Shows, Option<Attachment>)>,
     ) -> Result<Work> {
         let record = {
             let volume = volume.to_owned();
@@ -138,7 +152,8 @@ impl Executor {
             let (identified, found) = identified.unzip();
             let shows = staged.and_then(|staged| staged.shows.clone()).or(identified);
             let root = staged.and_then(|staged| staged.root);
-            let attachment = staged.and_then(|staged| staged.attachment.clone()).or(found);
+            let attachment =
+                staged.and_then(|staged| staged.attachment.clone()).or(found.flatten());
             let known = shows.as_ref().map(|shows| (Some(shows), root.as_ref()));
             let at = this.see(path.as_path(), known, Some(false))?;
             let mut published: Vec<PathBuf> = match &record {

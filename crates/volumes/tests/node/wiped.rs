@@ -4,7 +4,7 @@
 use crate::world::{On, World, block, kind, mount, mount_as};
 use larder_host::Unmount;
 use larder_model::{AccessMode, Bytes, Cx, Kind, VolumeCapability};
-use larder_volumes::node::VolumeStats;
+use larder_volumes::node::{UnpublishRequest, UnstageRequest, VolumeStats};
 use std::{collections::BTreeMap, fs};
 
 type How = fn() -> VolumeCapability;
@@ -244,6 +244,36 @@ async fn vanished_mounts_and_devices_are_forgotten_at_the_next_start() {
         for name in ["image", "image-2"] {
             world.unpublish(name, 1).await.unwrap();
             world.unpublish(name, 2).await.unwrap();
+            world.unstage(name).await.unwrap();
+        }
+        world.assert_nothing_left();
+    }
+}
+
+/// What a caller names by its own path needs neither records nor a server; what it names wrongly stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_records_a_network_mount_is_let_go_by_its_path_and_never_another_volumes() {
+    for on in [On::Fake, On::Real] {
+        let mut world = World::new(on);
+        world.volume("net-lost");
+        world.stage("net-lost", mount()).await.unwrap();
+        world.publish("net-lost", 1, mount()).await.unwrap();
+        wipe(&mut world);
+        world.volume("net-kept");
+        world.stage("net-kept", mount()).await.unwrap();
+        world.publish("net-kept", 1, mount()).await.unwrap();
+        let before = world.mounts();
+        let volume = world.id("net-lost").as_str().to_owned();
+        for target_path in [world.target("net-kept", 1), world.staging("net-kept")] {
+            let wrong =
+                UnpublishRequest { volume: volume.clone(), target_path: target_path.clone() };
+            world.engine.unpublish(wrong, &Cx::new()).await.unwrap_err();
+            let wrong = UnstageRequest { volume: volume.clone(), staging_path: target_path };
+            world.engine.unstage(wrong, &Cx::new()).await.unwrap_err();
+        }
+        assert_eq!(world.mounts(), before);
+        for name in ["net-lost", "net-kept"] {
+            world.unpublish(name, 1).await.unwrap();
             world.unstage(name).await.unwrap();
         }
         world.assert_nothing_left();
