@@ -61,6 +61,7 @@ struct State {
     frozen: BTreeSet<PathBuf>,
     limits: BTreeMap<DeviceId, Limits>,
     log: Vec<String>,
+    shown: BTreeMap<String, String>,
 }
 
 struct FakeMount {
@@ -110,6 +111,7 @@ impl FakeKernel {
             frozen: BTreeSet::new(),
             limits: BTreeMap::new(),
             log: Vec::new(),
+            shown: BTreeMap::new(),
         })))
     }
 
@@ -128,6 +130,11 @@ impl FakeKernel {
     /// [`crate::FileSystems`], or `freeze`, `thaw`, `limit`) fail with `error`. Several wait in a queue.
     pub fn fail_next(&self, operation: &str, error: Errno) {
         self.state().failures.entry(operation.to_owned()).or_default().push_back(error);
+    }
+
+    /// Shows mounts of `source` as those of `shown`, as NFS 4 does where a symlink leads there.
+    pub fn show_as(&self, source: &str, shown: &str) {
+        self.state().shown.insert(source.to_owned(), shown.to_owned());
     }
 
     /// Makes unmounting `target` fail with `EBUSY` until told otherwise.

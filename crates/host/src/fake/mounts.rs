@@ -73,7 +73,7 @@ impl Mounts for FakeMounts {
             target: target.clone(),
             options: options(&sorted),
             fs_type: request.fs_type.clone(),
-            source: request.source.clone(),
+            source: state.shown.get(&request.source).unwrap_or(&request.source).clone(),
             super_options,
         };
         state.log.push(format!("mount {} {}", request.fs_type, target.display()));

@@ -1,14 +1,16 @@
 //! Lets go of mounts whose server may be dead.
 //!
 //! A lazy unmount itself asks nobody, but the last one of a file system ends that, in the thread that
-//! asked: what was not written yet is written, a session is ended, and a server that is silent keeps the
-//! thread for ever. So a helper process does it, and after a while the mount table decides:
+//! asked: what was not written yet is written, a session is ended, and where the server is silent that
+//! may keep the thread for as long as it likes (unwritten pages of NFS keep the file system in being
+//! themselves, on the kernels we have tried; others wait). So a helper process does it, and after a while the
+//! mount table decides:
 //!
 //! ```text
 //!  helper ──▶ umount2(MNT_DETACH) ──▶ gone from the table ──▶ writes what is left ──▶ ends
 //!                                              │ not ended in time: done all the same
 //! ```
-//! - The helper is not killed then: it holds the last data of processes that were killed, and writes
+//! - The helper is not killed then: it may hold the last data of processes that were killed, and writes
 //!   them when the server is back. For the same reason nothing is forced (`MNT_FORCE`): that fails what
 //!   *all* mounts of the same export wait for.
 //! - It is the last of its file system, so a dead server holds one for each export, however many calls

@@ -69,8 +69,9 @@ impl Executor {
                 let staged = record.staged.as_ref().is_some_and(|staged| staged.path == path);
                 this.store.is_current(record) && (staged || record.publication(&path).is_some())
             });
-            let shows = || Shows::FileSystem { fs_type: top.fs_type, source: top.source };
-            Ok((!of_another).then(shows))
+            let (fs_type, source) = (top.fs_type, top.source);
+            let shows = Shows::FileSystem { fs_type, source, shown: None, mounting: false };
+            Ok((!of_another).then_some(shows))
         })
         .await
     }

@@ -222,6 +222,14 @@ pub(super) enum Shows {
         fs_type: String,
         /// As in mount(2).
         source: String,
+        /// How the kernel shows it, where that is otherwise: NFS 4 follows symlinks in a share's path
+        /// itself, and shows where they led.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown: Option<String>,
+        /// Nothing was at the staging path when it was begun to mount it there, and how it is shown is not
+        /// known yet: whatever is there by now is what was mounted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        mounting: bool,
     },
 }
 
@@ -229,6 +237,32 @@ impl Shows {
     /// Whether it may hang when its server is gone; only then is it detached lazily.
     pub(super) fn is_network(&self) -> bool {
         matches!(self, Self::FileSystem { .. })
+    }
+
+    /// Notes that it is being mounted.
+    pub(super) fn begin_to_mount(&mut self) {
+        if let Self::FileSystem { mounting, .. } = self {
+            *mounting = true;
+        }
+    }
+
+    /// Notes how it is shown now that it is mounted.
+    pub(super) fn show_as(&mut self, text: String) {
+        if let Self::FileSystem { source, shown, mounting, .. } = self {
+            *mounting = false;
+            *shown = (text != *source).then_some(text);
+        }
+    }
+
+    /// With what is known of mounts of the same that were made earlier.
+    pub(super) fn keeping(self, former: Option<&Self>) -> Self {
+        match (&self, former) {
+            (
+                Self::FileSystem { fs_type, source, .. },
+                Some(known @ Self::FileSystem { fs_type: kind, source: text, .. }),
+            ) if fs_type == kind && source == text => known.clone(),
+            _ => self,
+        }
     }
 }
 
@@ -314,6 +348,11 @@ impl Record {
             .hint("install that version again, or drain this node and remove the record"));
         }
         durable::json(path, text)
+    }
+
+    /// What its mounts look like.
+    pub(super) fn shows_mut(&mut self) -> Option<&mut Shows> {
+        self.staged.as_mut()?.shows.as_mut()
     }
 
     /// The publication at `target`.

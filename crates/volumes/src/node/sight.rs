@@ -108,7 +108,8 @@ pub(super) fn shows(host: &Host, source: &Source) -> Result<Shows> {
             Shows::Directory { number: device.into(), root }
         }
         Source::FileSystem { fs_type, source, .. } => {
-            Shows::FileSystem { fs_type: fs_type.clone(), source: source.clone() }
+            let (fs_type, source) = (fs_type.clone(), source.clone());
+            Shows::FileSystem { fs_type, source, shown: None, mounting: false }
         }
     })
 }
@@ -140,9 +141,10 @@ pub(super) fn matches(shows: &Shows, entry: &MountEntry) -> bool {
         Shows::Directory { number, root } => {
             entry.device == DeviceId::from(*number) && undeleted(&entry.root) == undeleted(root)
         }
-        Shows::FileSystem { fs_type, source } => {
+        Shows::FileSystem { fs_type, source, shown, mounting } => {
             let nfs = |kind: &str| matches!(kind, "nfs" | "nfs4");
-            entry.source == *source
+            let as_shown = shown.as_ref().is_some_and(|shown| entry.source == *shown);
+            (entry.source == *source || as_shown || *mounting)
                 && (entry.fs_type == *fs_type || (nfs(&entry.fs_type) && nfs(fs_type)))
         }
     }
@@ -227,10 +229,24 @@ mod tests {
         assert!(!matches(&directory, &entry("36 35 8:1 /pool/ab /s rw - ext4 /dev/sda1 rw")));
         assert!(!matches(&directory, &entry("36 35 8:2 /pool/a /s rw - ext4 /dev/sda2 rw")));
 
-        let nfs = Shows::FileSystem { fs_type: "nfs".into(), source: "server:/a".into() };
-        assert!(matches(&nfs, &entry("36 35 0:9 / /s rw - nfs4 server:/a rw")));
-        assert!(!matches(&nfs, &entry("36 35 0:9 / /s rw - nfs4 server:/b rw")));
-        assert!(!matches(&nfs, &entry("36 35 0:9 / /s rw - tmpfs server:/a rw")));
+        let mut nfs = Shows::FileSystem {
+            fs_type: "nfs".into(),
+            source: "server:/a".into(),
+            shown: None,
+            mounting: false,
+        };
+        let (asked, led_to) = (
+            entry("36 35 0:9 / /s rw - nfs4 server:/a rw"),
+            entry("36 35 0:9 / /s rw - nfs4 server:/b rw"),
+        );
+        let local = entry("36 35 0:9 / /s rw - tmpfs server:/a rw");
+        assert!(matches(&nfs, &asked) && !matches(&nfs, &led_to) && !matches(&nfs, &local));
+        nfs.begin_to_mount();
+        assert!(matches(&nfs, &asked) && matches(&nfs, &led_to) && !matches(&nfs, &local));
+        nfs.show_as("server:/c".into());
+        assert!(matches(&nfs, &asked) && !matches(&nfs, &led_to) && !matches(&nfs, &local));
+        nfs.show_as("server:/b".into());
+        assert!(matches(&nfs, &asked) && matches(&nfs, &led_to) && !matches(&nfs, &local));
     }
 
     #[test]

@@ -243,6 +243,8 @@ impl Executor {
                 Ok((source, shows))
             })
             .await?;
+        let known = former.as_ref().and_then(|former| former.shows.as_ref());
+        let shows = shows.keeping(known);
         // The number that it had before may be another's next.
         if let Some(former) = former.filter(|former| former.shows.as_ref() != Some(&shows)) {
             let (shows, attachment) = (former.shows.as_ref(), former.attachment.as_ref());
@@ -432,6 +434,10 @@ impl Executor {
             _ => return Err(Fault::internal("mount a source that is no file system")),
         }
         cx.step("mount the volume")?;
+        if let Some(shows) = work.record.shows_mut().filter(|shows| shows.is_network()) {
+            shows.begin_to_mount();
+            self.save(&work.record).await?;
+        }
         work.mounted = true;
         self.blocking(move |this| this.host.mounts.mount(&request)).await
     }
@@ -506,13 +512,11 @@ impl Executor {
         }
         cx.step("record that the volume is staged")?;
         let path = work.path.clone();
-        let network = work
-            .record
-            .staged
-            .as_ref()
-            .and_then(|staged| staged.shows.as_ref())
-            .is_some_and(Shows::is_network);
-        let root = if work.terms.block || network {
+        let network = work.record.shows_mut().is_some_and(|shows| shows.is_network());
+        let root = if network {
+            self.note_how_it_is_shown(&mut work.record, work.path).await?;
+            None
+        } else if work.terms.block {
             None
         } else {
             self.blocking(move |this| this.host.mounts.mount_root(path.as_path())).await?

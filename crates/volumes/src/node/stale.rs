@@ -1,17 +1,42 @@
-//! Mounts that show what their server has no more (ESTALE): told, and replaced when a workload starts.
+//! What network mounts show: how the kernel tells of them, and what their server has no more (ESTALE), which
+//! is told, and replaced when a workload starts.
 
 use super::{
     executor::Executor,
-    record::{Shows, Staged},
+    record::{Record, Shows, Staged},
 };
 use larder_host::paths::TargetPath;
-use larder_model::Result;
+use larder_model::{Fault, Result};
 use std::sync::Arc;
 
 /// ESTALE.
 pub(super) const STALE: i32 = 116;
 
 impl Executor {
+    /// Notes in `record` how the kernel shows what is staged at `path`.
+    ///
+    /// # Errors
+    /// `Precondition` where it is not there.
+    pub(super) async fn note_how_it_is_shown(
+        self: &Arc<Self>,
+        record: &mut Record,
+        path: &TargetPath,
+    ) -> Result<()> {
+        let (at, staged) = (path.clone(), record.staged.clone());
+        let top = self.blocking(move |this| {
+            let seen = this.see_staged(at.as_path(), staged.as_ref(), Some(false))?;
+            Ok(this.host.mounts.mounts_at(at.as_path())?.pop().filter(|_| seen.is_ours()))
+        });
+        let top = top.await?.ok_or_else(|| {
+            Fault::precondition(format!("stage at {path}: it is no longer mounted there"))
+                .hint("somebody unmounted it, or mounted something over it; the call is repeated")
+        })?;
+        if let Some(shows) = record.shows_mut() {
+            shows.show_as(top.source);
+        }
+        Ok(())
+    }
+
     /// What a server has no more, under the staging path: nobody can use it, so it makes room for a new
     /// mount. Workloads that have it keep what they have, and are healed by their restart.
     ///

@@ -25,6 +25,8 @@ const GROUPED: Case = Case { name: "image-group", how: || with_group(4321) };
 const BLOCK: Case = Case { name: "raw", how: block };
 const DIRECTORY: Case = Case { name: "dir-a", how: mount };
 const NETWORK: Case = Case { name: "net-a", how: mount };
+/// Which the kernel shows otherwise than it was asked for.
+const LINKED: Case = Case { name: "net-link", how: mount };
 
 const LIMITED: Case = Case { name: "limited", how: mount };
 const LIMITED_BLOCK: Case = Case { name: "limited-raw", how: block };
@@ -191,6 +193,7 @@ async fn limits_survive_a_crash_at_every_step_and_never_outlive_their_volume() {
 async fn directories_and_network_mounts_survive_a_crash_at_every_step_on_the_fake_kernel() {
     sweep_all(On::Fake, DIRECTORY).await;
     sweep_all(On::Fake, NETWORK).await;
+    sweep_all(On::Fake, LINKED).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,6 +124,10 @@ impl World {
         let id = self.id(name);
         if name.starts_with("dir") || name.starts_with("net") {
             fs::create_dir(self.root.join("pool").join(name)).unwrap();
+            if let Some(fake) = self.fake.as_ref().filter(|_| name.starts_with("net-link")) {
+                let source = format!("server:{}/pool/{name}", self.root.display());
+                fake.show_as(&source, &format!("{source}/../where/it/leads"));
+            }
         } else {
             image::create_sparse(&self.backend.image(&id), size).unwrap();
             self.backend.write_state(&id, FormatState::Unformatted);
