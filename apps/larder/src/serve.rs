@@ -36,14 +36,13 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(crate) async fn run(flags: ServeFlags) -> Result<()> {
     let settings = config::of_serve(&flags).map_err(|fault| WrongConfig(fault.to_string()))?;
     let problems = config::check(&settings);
-    let fatal: Vec<_> = problems.iter().filter(|p| p.fatal).map(ToString::to_string).collect();
-    if !fatal.is_empty() {
-        return Err(WrongConfig(fatal.join("\n")).into());
+    if let Some(why) = config::refusal(&problems) {
+        return Err(WrongConfig(why).into());
     }
     logging::start(settings.log.format, &settings.log.level)
         .map_err(|fault| WrongConfig(fault.to_string()))?;
     for problem in &problems {
-        tracing::warn!("{problem}");
+        tracing::warn!("{}: {}", problem.path, problem.text);
     }
     raise_descriptor_limit();
     let mut registry = Registry::default();

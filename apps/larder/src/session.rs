@@ -228,9 +228,10 @@ pub(crate) fn mounts_dir(state: &Path, driver: &str) -> PathBuf {
 /// Where they cannot be used.
 pub(crate) fn load(target: &Target) -> anyhow::Result<Settings> {
     let settings = config::load(&target.config).map_err(|fault| WrongConfig(fault.to_string()))?;
-    let fatal: Vec<_> =
-        config::check(&settings).into_iter().filter(|p| p.fatal).map(|p| p.to_string()).collect();
-    if fatal.is_empty() { Ok(settings) } else { Err(WrongConfig(fatal.join("\n")).into()) }
+    match config::refusal(&config::check(&settings)) {
+        Some(why) => Err(WrongConfig(why).into()),
+        None => Ok(settings),
+    }
 }
 
 /// The driver of that name, or the only one with that backend, or the only one.

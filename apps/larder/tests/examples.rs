@@ -258,6 +258,7 @@ fn the_messages_in_troubleshooting_are_said_in_the_situations_that_it_tells_of()
     site.ok(&["pool", "init"]);
     pool("mount: required");
     says(&site.fails(7, &["volume", "create", "a"]), "nothing is mounted at …");
+    says(&site.fails(7, &["pool", "init"]), "nothing is mounted at …");
     pool("reserve: 1Ti");
     says(&site.fails(6, &["volume", "create", "a"]), "find … in pool …");
     pool("overprovision: 0.1");

@@ -8,6 +8,24 @@ pub(crate) fn io_fault(what: impl Into<String>, error: Errno) -> Fault {
     Fault::io(what, std::io::Error::from(error))
 }
 
+/// Numbers of capabilities (capabilities(7)).
+pub(crate) const SYS_ADMIN: u32 = 21;
+/// See [`SYS_ADMIN`].
+pub(crate) const SYS_RESOURCE: u32 = 24;
+
+/// Whether this process has a capability in the first user namespace (whose map is the identity for all
+/// ids): elsewhere the kernel does not let it do what concerns the machine.
+pub(crate) fn may(capability: u32) -> bool {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
+    let capable = read("status").and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        Some(u64::from_str_radix(line.trim(), 16).ok()? >> capability & 1 == 1)
+    });
+    let first =
+        read("uid_map").is_some_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    capable == Some(true) && first
+}
+
 /// Waits on this (blocking) thread.
 #[allow(
     clippy::disallowed_methods,

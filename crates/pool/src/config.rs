@@ -1,6 +1,7 @@
 //! How a pool is configured.
 
-use larder_model::{Bytes, Fault, FsType, Period, Result};
+use larder_host::Host;
+use larder_model::{Bytes, Fault, FsType, Period, PoolName, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -64,6 +65,20 @@ impl PoolConfig {
             trash: None,
             create: false,
         }
+    }
+
+    /// Refuses the directory below a mount that is missing: neither is it the pool, nor is it made one.
+    ///
+    /// # Errors
+    /// `Unavailable`, and those of [`larder_host::Mounts::is_mount_point`].
+    pub fn is_mounted(&self, host: &Host, name: &PoolName) -> Result<()> {
+        if self.mount == MountRule::Required && !host.mounts.is_mount_point(&self.path)? {
+            let what = format!("use pool {name}: nothing is mounted at {}", self.path.display());
+            return Err(
+                Fault::unavailable(what).hint("mount it; the configuration says `mount: required`")
+            );
+        }
+        Ok(())
     }
 
     /// Refuses what cannot work, before anything is opened.

@@ -95,8 +95,9 @@ pub fn init(path: &Path, backend: &str, adopt_files: bool) -> Result<Identity> {
         return same_backend(identity, backend, path);
     }
     if !adopt_files && let Some(found) = first_file(path).map_err(|e| Fault::io(what(), e))? {
-        return Err(Fault::precondition(format!("{}: it holds {}", what(), found.display()))
-            .hint("choose an empty directory, or tell `pool init` to leave the files in place"));
+        return Err(Fault::precondition(format!("{}: it holds {}", what(), found.display())).hint(
+            "choose an empty directory, or leave the files in place with --allow-non-empty",
+        ));
     }
     let identity = Identity {
         format: crate::record::FORMAT,
@@ -166,12 +167,13 @@ pub(crate) fn missing(path: &Path) -> Fault {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => fault(
             "its identity is missing",
-            "mount what holds the pool, or make one there with `larder pool init`",
+            "mount what holds the pool; what never was one is made one with `larder pool init`",
         ),
         Ok(_) => fault("it is no directory", "correct `path` in the configuration"),
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            fault("there is no such directory", "mount it, or make it with `larder pool init`")
-        }
+        Err(e) if e.kind() == ErrorKind::NotFound => fault(
+            "there is no such directory",
+            "mount what holds it; what never was a pool is made one with `larder pool init`",
+        ),
         Err(e) => {
             Fault::io(format!("use the pool at {}", path.display()), e).with_kind(Kind::Unavailable)
         }

@@ -102,14 +102,7 @@ impl<M: Medium> Opener<'_, M> {
     /// Proves that the pool is there: mounted where it must be, with our identity.
     pub(crate) fn prove(&self, known: Option<Uuid>, create: bool) -> Result<(Identity, FileId)> {
         let path = &self.config.path;
-        if self.config.mount == MountRule::Required && !self.host.mounts.is_mount_point(path)? {
-            return Err(Fault::unavailable(format!(
-                "use pool {}: nothing is mounted at {}",
-                self.name,
-                path.display()
-            ))
-            .hint("mount it; the configuration says `mount: required`"));
-        }
+        self.config.is_mounted(self.host, self.name)?;
         let kind = self.medium.kind();
         let mut found = identity::read_file(path)?;
         if found.is_none() && create {

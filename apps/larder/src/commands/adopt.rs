@@ -61,10 +61,21 @@ impl Row for Adopted {
 pub(crate) async fn run(flags: cli::Adopt) -> Result<()> {
     let path = std::path::absolute(&flags.pool)
         .map_err(|e| Fault::io(format!("find the pool {}", flags.pool.display()), e))?;
-    let (found, backend, is_dir) = larder_host::blocking(move || see(&path)).await?;
+    let place = path.clone();
+    let (found, backend, is_dir) = larder_host::blocking(move || see(&place)).await?;
     let driver: DriverName = match flags.driver {
-        Some(driver) => driver,
-        None => format!("{backend}.csi.larder.dev").parse()?,
+        // As everywhere, a driver may be named by its backend.
+        Some(word)
+            if crate::backends::find(word.as_str()).is_some() && word.as_str() != backend =>
+        {
+            return Err(Fault::conflict(format!(
+                "adopt {} for driver {word}: it is a pool of backend {backend}",
+                path.display()
+            ))
+            .into());
+        }
+        Some(driver) if driver.as_str() != backend => driver,
+        _ => format!("{backend}.csi.larder.dev").parse()?,
     };
     let (volumes, problems) = volumes(&found, &flags.pool_name, is_dir);
     match flags.output.output {

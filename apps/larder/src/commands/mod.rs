@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod driver;
 mod group;
 pub(crate) mod limits;
+mod mount_point;
 pub(crate) mod mounts;
 pub(crate) mod names;
 pub(crate) mod passphrase;

@@ -11,7 +11,7 @@
 //!
 //! Everything there is gone after a reboot, and so are the mounts.
 
-use super::{answer, passphrase, progress};
+use super::{answer, mount_point::MountPoint, passphrase, progress};
 use crate::session::Session;
 use larder_host::{Host, durable};
 use larder_model::{Fault, Kind, Result};
@@ -111,6 +111,9 @@ pub(crate) struct Target {
     pub(crate) path: PathBuf,
     /// Nothing may be written through it.
     pub(crate) read_only: bool,
+    /// What was there before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<MountPoint>,
 }
 
 struct Folder(PathBuf);
@@ -256,7 +259,8 @@ pub(crate) async fn mount(
     let path = std::path::absolute(request.path).map_err(|e| {
         Fault::io(format!("find the current folder for {}", request.path.display()), e)
     })?;
-    let target = Target { path, read_only: request.read_only };
+    let before = MountPoint::at(&path);
+    let target = Target { path, read_only: request.read_only, before };
     let folder = Folder::of(session, &volume.volume_id);
     let mut found = folder.read()?;
     if let Some(rest) = found.take_if(|mounted| mounted.targets.is_empty()) {
@@ -319,7 +323,7 @@ fn is_new(mounted: &Mounted, target: &Target, request: &Request<'_>) -> Result<b
         .hint("unmount it first, or leave --block and --option as they were"));
     }
     if let Some(same) = mounted.targets.iter().find(|t| t.path == target.path) {
-        if same == target {
+        if same.read_only == target.read_only {
             return Ok(false);
         }
         return Err(Fault::conflict(format!(
@@ -471,6 +475,8 @@ pub(crate) async fn unmount(session: &Session, volume: &str, path: Option<&Path>
         let mounted = all.iter().find(|m| m.volume == id).ok_or_else(unknown)?;
         (mounted, path.map(absolute).transpose()?)
     };
+    // A shell that stands in the volume is told of; this command, which inherits that, is not a user.
+    std::env::set_current_dir("/").map_err(|e| Fault::io("leave the current folder", e))?;
     let leaving: Vec<_> = mounted
         .targets
         .iter()
@@ -517,6 +523,9 @@ async fn release(
                 return Err(fault);
             }
             _ => {}
+        }
+        if let Some(before) = &target.before {
+            before.restore(&target.path)?;
         }
         mounted.targets.retain(|t| t != target);
         folder.write(&mounted)?;

@@ -133,6 +133,7 @@ pub(crate) async fn run(command: cli::Pool) -> Result<()> {
                     driver.name
                 ))
             })?;
+            settings.is_mounted(&larder_host::Host::real(), &pool)?;
             init(&settings.path, &driver.backend, allow_non_empty).await
         }
     }

@@ -50,6 +50,12 @@ pub(crate) fn check(settings: &Settings) -> Vec<Problem> {
     find(settings, true)
 }
 
+/// Why it cannot be served like this; None: it can.
+pub(crate) fn refusal(problems: &[Problem]) -> Option<String> {
+    let fatal: Vec<_> = problems.iter().filter(|p| p.fatal).map(ToString::to_string).collect();
+    (!fatal.is_empty()).then(|| format!("accept the configuration:\n{}", fatal.join("\n")))
+}
+
 /// Without a look at the machine.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn check_by_itself(settings: &Settings) -> Vec<Problem> {

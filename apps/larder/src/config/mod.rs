@@ -17,9 +17,9 @@
 mod check;
 mod file;
 
-pub(crate) use check::check;
 #[cfg(feature = "fuzzing")]
 pub(crate) use check::check_by_itself;
+pub(crate) use check::{check, refusal};
 pub(crate) use file::Kubernetes;
 
 use crate::{backends, logging::LogFormat};

@@ -165,4 +165,9 @@ fn what_is_no_pool_is_not_adopted_and_an_untouched_pool_is_adopted_whole() {
     site.ok(&["volume", "create", "a"]);
     let (_, said, status) = adopt(site.pool.path(), &["-o", "yaml"]);
     assert_eq!(status, Some(0), "{said}");
+    // A backend's word names its driver here, too, and not that of another backend.
+    let (yaml, _, _) = adopt(site.pool.path(), &["-o", "yaml", "--driver", "dir"]);
+    assert!(yaml.contains("driver: dir.csi.larder.dev"), "{yaml}");
+    let (_, said, status) = adopt(site.pool.path(), &["-o", "yaml", "--driver", "loop"]);
+    assert!(status != Some(0) && said.contains("a pool of backend dir"), "{said}");
 }

@@ -123,6 +123,28 @@ fn a_mount_that_fails_when_it_is_repeated_leaves_the_standing_one() {
 }
 
 #[test]
+fn a_directory_that_was_there_before_is_there_again_after_unmounting_from_within() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::new("dir", "xfs");
+    site.ok(&["volume", "create", "a"]);
+    let (theirs, ours) = (site.path("theirs"), site.path("ours"));
+    std::fs::create_dir(&theirs).unwrap();
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o2751)).unwrap();
+    for path in [&theirs, &theirs, &ours] {
+        site.ok(&["volume", "mount", "a", text(path)]);
+    }
+    // The command has the folder of the shell that starts it, and is no user of the volume for that.
+    let mut command = crate::support::program();
+    command.args(["volume", "unmount", "a"]).env("LARDER_CONFIG", site.config());
+    let output = command.current_dir(&theirs).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mode = std::fs::metadata(&theirs).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o2751);
+    assert_eq!(std::fs::read_dir(&theirs).unwrap().count(), 0);
+    assert!(!ours.exists(), "it was made by mounting");
+}
+
+#[test]
 fn unmount_takes_a_name_for_a_name_and_a_path_for_a_path() {
     let site = Site::new("dir", "xfs");
     site.ok(&["volume", "create", "a"]);

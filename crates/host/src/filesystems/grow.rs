@@ -77,7 +77,7 @@ fn grow_ext4_online(path: &Path, now: Bytes, blocks: u64, block_size: u64) -> Re
         Errno::PERM => {
             io_fault("grow ext4 while it is mounted", e).with_kind(Kind::Precondition).hint(
                 "the capability CAP_SYS_RESOURCE is missing: run with it, or unmount the volume \
-                 and expand it then",
+                 everywhere: it grows when it is next mounted",
             )
         }
         Errno::BUSY => {

@@ -132,6 +132,12 @@ pub trait FileSystems: Send + Sync {
     /// `Precondition` for a missing capability (named) or a damaged file system.
     fn grow(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<()>;
 
+    /// Whether one that is mounted can be grown by this process: ext4 takes CAP_SYS_RESOURCE for that.
+    fn grows_mounted(&self, fs: FsType) -> bool {
+        let _ = fs;
+        true
+    }
+
     /// The size that the file system believes it has on this device.
     ///
     /// # Errors

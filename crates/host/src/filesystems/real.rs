@@ -1,7 +1,7 @@
 //! The file systems of this machine.
 
 use super::{FileSystems, Found, Identity, Usage, blank, check, grow, make, probe, usage};
-use crate::{HelperProgram, alive};
+use crate::{HelperProgram, alive, sys};
 use larder_model::{Bytes, Cx, FsType, Result};
 use std::path::Path;
 
@@ -36,6 +36,9 @@ impl FileSystems for RealFileSystems {
     }
     fn grow(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<()> {
         grow::grow(device, fs, mounted_at)
+    }
+    fn grows_mounted(&self, fs: FsType) -> bool {
+        fs != FsType::Ext4 || sys::may(sys::SYS_RESOURCE)
     }
     fn size(&self, device: &Path, fs: FsType, mounted_at: Option<&Path>) -> Result<Bytes> {
         grow::size(device, fs, mounted_at)

@@ -52,7 +52,7 @@ pub fn detect(dir: &Path) -> Result<Enforcement> {
         .map_err(|e| io_fault(format!("look at the file system of {}", dir.display()), e))?;
     let is = |magic: u64| u64::try_from(fs.f_type).is_ok_and(|t| t & 0xffff_ffff == magic);
     if btrfs::is_btrfs(dir)? {
-        return match (btrfs::quota_enabled(dir), may_administer()) {
+        return match (btrfs::quota_enabled(dir), crate::sys::may(crate::sys::SYS_ADMIN)) {
             (Ok(true), true) => Ok(Enforcement::BtrfsQgroup),
             (Ok(false), _) => none("btrfs counts nothing; run `btrfs quota enable` on it"),
             // Looking into the quota tree takes the same rights as setting a limit.
@@ -69,7 +69,7 @@ pub fn detect(dir: &Path) -> Result<Enforcement> {
         _ => return none("the file system has no limits for directories; use ext4, xfs or btrfs"),
     };
     match sys::state(open(dir)?) {
-        Ok((true, true)) if may_administer() => Ok(Enforcement::Project),
+        Ok((true, true)) if crate::sys::may(crate::sys::SYS_ADMIN) => Ok(Enforcement::Project),
         Ok((true, true)) => none(NOT_ALLOWED),
         Ok((true, false)) => {
             none("project quota is counted, but not enforced; mount it with -o prjquota")
@@ -88,19 +88,6 @@ const NOT_ALLOWED: &str =
 /// ext4 and xfs answer `ENOSYS` both when quota is off and when the kernel has none.
 fn kernel_has_quota() -> bool {
     Path::new("/proc/sys/fs/quota").is_dir()
-}
-
-/// Whether this process may set limits: CAP_SYS_ADMIN (number 21) in the first user namespace, whose
-/// map is the identity for all ids.
-fn may_administer() -> bool {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
-    let capable = read("status").and_then(|status| {
-        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        Some(u64::from_str_radix(line.trim(), 16).ok()? >> 21 & 1 == 1)
-    });
-    let first =
-        read("uid_map").is_some_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    capable == Some(true) && first
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {

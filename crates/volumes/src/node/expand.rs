@@ -166,7 +166,7 @@ impl Executor {
         found: bool,
         cx: &Cx,
     ) -> Result<()> {
-        let grows = self.is_smaller_than_device(device, fs, mounted_at)?;
+        let grows = self.is_smaller_than_device(device, fs, Some(mounted_at))?;
         if grows {
             cx.step("grow the file system")?;
             self.host.filesystems.grow(device, fs, Some(mounted_at))?;
@@ -186,12 +186,32 @@ impl Executor {
         Ok(())
     }
 
-    /// Whether a mounted file system has room to grow on its device.
+    /// A file system that this process cannot grow once it is mounted becomes as large as its device
+    /// before that. Others grow faster then.
+    ///
+    /// # Errors
+    /// As [`Self::grow_mounted`].
+    pub(super) fn grow_unmounted(&self, device: &Path, fs: FsType, cx: &Cx) -> Result<()> {
+        if self.host.filesystems.grows_mounted(fs)
+            || !self.is_smaller_than_device(device, fs, None)?
+        {
+            return Ok(());
+        }
+        cx.step("grow the file system")?;
+        self.host.filesystems.grow(device, fs, None)
+    }
+
+    /// Whether a file system has room to grow on its device.
     ///
     /// # Errors
     /// Those of [`larder_host::FileSystems::size`].
-    fn is_smaller_than_device(&self, device: &Path, fs: FsType, mounted_at: &Path) -> Result<bool> {
-        let size = self.host.filesystems.size(device, fs, Some(mounted_at))?;
+    fn is_smaller_than_device(
+        &self,
+        device: &Path,
+        fs: FsType,
+        mounted_at: Option<&Path>,
+    ) -> Result<bool> {
+        let size = self.host.filesystems.size(device, fs, mounted_at)?;
         // File systems use whole blocks and keep a little at the end; growing what is large enough
         // changes nothing, but writes.
         let slack = Bytes::mib(1);

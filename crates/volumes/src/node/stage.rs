@@ -351,8 +351,12 @@ impl Executor {
                 // kernel's to keep sound, and no tool's to look at.
                 if !reader && !self.is_mounted(work).await? {
                     cx.step("check the file system")?;
-                    let device = device.clone();
-                    self.blocking(move |this| this.host.filesystems.check(&device, fs)).await?;
+                    let (device, cx) = (device.clone(), cx.clone());
+                    self.blocking(move |this| {
+                        this.host.filesystems.check(&device, fs)?;
+                        this.grow_unmounted(&device, fs, &cx)
+                    })
+                    .await?;
                 }
                 Ok(fs)
             }
@@ -474,6 +478,10 @@ impl Executor {
         let (device, cx) = (device.clone(), cx.clone());
         self.blocking(move |this| {
             let Some(fs) = this.mounted_fs(&path)? else { return Ok(()) };
+            if !this.host.filesystems.grows_mounted(fs) {
+                // Workloads have it mounted: their data is theirs, however large it is.
+                return Ok(());
+            }
             this.grow_mounted(&device, fs, &path, found, &cx)
         })
         .await
