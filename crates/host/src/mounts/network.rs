@@ -8,22 +8,31 @@
 //! 4.1, 4.0 and 3. Nothing of nfs-common is needed for that.
 
 use super::{BindRequest, MountRequest, Mounts, RealMounts, attributes, create};
-use crate::{HelperProgram, command::Command, remote::wire::Told};
+use crate::{
+    HelperProgram,
+    command::{self, Command},
+    filesystems::way::MOST_STUCK,
+    remote::wire::Told,
+};
 use larder_model::{Fault, Kind, Result};
 use rustix::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::ToSocketAddrs,
     path::Path,
     process::ExitCode,
-    time::Duration,
+    sync::{Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// A server that does not answer by then is dead. Kubelet waits two minutes.
 const MOUNTING: Duration = Duration::from_secs(25);
 /// Binding what is mounted already touches its root at most.
 const BINDING: Duration = Duration::from_secs(8);
+/// As many helpers may wait for one server; more calls than that wait for these.
+const AT_ONCE: usize = 4;
 /// Newest first.
 const VERSIONS: [&str; 4] = ["4.2", "4.1", "4.0", "3"];
 
@@ -58,19 +67,76 @@ fn in_time(fault: Fault, time: Duration, what: impl Fn() -> String, hint: &str) 
         .hint(hint)
 }
 
+/// Mounts that are under way, by server.
+static UNDER_WAY: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+static ENDED: Condvar = Condvar::new();
+
+/// Leave to have a helper for one server.
+struct Turn(String);
+
+impl Turn {
+    fn of(server: &str) -> Result<Self> {
+        let end = Instant::now() + MOUNTING;
+        let mut under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+        while under_way.get(server).is_some_and(|there| *there >= AT_ONCE) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Fault::unavailable(format!(
+                    "ask {server}: {AT_ONCE} calls wait for its answer already"
+                ))
+                .hint("its server is gone or overloaded; the call is repeated"));
+            }
+            under_way =
+                ENDED.wait_timeout(under_way, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *under_way.entry(server.to_owned()).or_default() += 1;
+        Ok(Self(server.to_owned()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = under_way.get_mut(&self.0) {
+            *there -= 1;
+            if *there == 0 {
+                under_way.remove(&self.0);
+            }
+        }
+        ENDED.notify_all();
+    }
+}
+
+/// Whom it asks; of what is bound, all that is known is the path.
+fn server_of(work: &Work) -> String {
+    match work {
+        Work::Mount(request) => {
+            let at = if request.source.starts_with('[') { "]:" } else { ":" };
+            let server = request.source.split_once(at).map_or(&*request.source, |(name, _)| name);
+            server.to_owned()
+        }
+        Work::Bind(request) => request.source.display().to_string(),
+    }
+}
+
 fn run(work: &Work, helper: &HelperProgram, deadline: Duration) -> Result<()> {
     let Some((program, arguments)) = helper.0.split_first() else {
         return Err(Fault::internal("mount a network file system: no helper program is known"));
     };
+    let server = server_of(work);
+    let _turn = Turn::of(&server)?;
+    let question = Command::new(program).args(arguments).arg("mount").arg(&server);
+    // While one hangs that cannot be killed, the answer is known, and another would hang beside it.
+    if command::hangs(&question.line()) || command::stuck() >= MOST_STUCK {
+        return Err(Fault::unavailable(format!(
+            "ask {server}: a helper still hangs that asked before"
+        ))
+        .hint("its server is gone; the call is repeated, and succeeds once that helper is free"));
+    }
     // Options may hold passwords, and anybody sees a command line.
     let text = serde_json::to_vec(work)
         .map_err(|e| Fault::internal("put a mount into words").because(e))?;
-    let output = Command::new(program)
-        .args(arguments)
-        .arg("mount")
-        .stdin(text)
-        .deadline(deadline)
-        .run_any()?;
+    let output = question.stdin(text).deadline(deadline).run_any()?;
     if output.code() == Some(0) {
         return Ok(());
     }
@@ -314,5 +380,50 @@ mod tests {
         assert_eq!(with_address(&request("no-path", &[])).unwrap_err().kind(), Kind::Invalid);
         let unknown = with_address(&request("no-such-host.invalid:/x", &[])).unwrap_err();
         assert_eq!(unknown.kind(), Kind::Unavailable, "{unknown}");
+    }
+
+    /// Each would hang, and with it what other servers' volumes need.
+    #[test]
+    fn helpers_for_one_server_do_not_pile_up_and_others_are_not_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = format!("echo + $1 >> {0}; sleep 1; echo - $1 >> {0}; exit 0", log.display());
+        let helper = HelperProgram(["/bin/sh", "-c", &script].map(Into::into).into());
+        std::thread::scope(|scope| {
+            for n in 0..10 {
+                let (helper, server) = (&helper, if n == 9 { "live" } else { "busy" });
+                scope.spawn(move || mount(&request(&format!("{server}:/x"), &[]), helper).unwrap());
+            }
+        });
+        let log = std::fs::read_to_string(log).unwrap();
+        let (mut there, mut most) = (0_usize, 0);
+        for line in log.lines().filter(|line| line.ends_with("busy")) {
+            there = if line.starts_with('+') { there + 1 } else { there - 1 };
+            most = most.max(there);
+        }
+        assert!(most <= AT_ONCE && there == 0, "{log}");
+        assert_eq!(log.lines().count(), 20, "{log}");
+    }
+
+    #[test]
+    fn two_calls_with_helpers_do_not_stack_at_one_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let began = dir.path().join("began");
+        let script = format!(
+            "echo >> {0}; read -r _; while [ -e {0} ]; do sleep 0.1; done",
+            began.display()
+        );
+        let helper = HelperProgram(["/bin/sh", "-c", &script].map(Into::into).into());
+        let mounts = RealMounts::with_helper(helper);
+        let asked = MountRequest { target: dir.path().join("t"), ..request("s:/x", &[]) };
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| mounts.mount(&asked));
+            while !began.exists() {
+                std::thread::yield_now();
+            }
+            assert_eq!(mounts.mount(&asked).unwrap_err().kind(), Kind::Aborted);
+            std::fs::remove_file(&began).unwrap();
+            first.join().unwrap().unwrap();
+        });
     }
 }

@@ -19,6 +19,7 @@ use rustix::{
     },
 };
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -30,6 +31,8 @@ pub struct RealMounts {
     /// Held between "nothing is mounted there" and putting a mount there, so that two callers of
     /// this process cannot stack.
     placing: Mutex<()>,
+    /// Targets at which a helper is putting a mount, for the same end.
+    helped: Mutex<BTreeSet<PathBuf>>,
     places: Watched,
     /// Touches what may hang; None: this is such a helper, or nothing here may hang.
     helper: Option<HelperProgram>,
@@ -46,6 +49,18 @@ impl RealMounts {
         Self { helper: Some(helper), ..Self::default() }
     }
 
+    /// Keeps others of this process from a target until it is dropped.
+    fn claim(&self, target: &Path) -> Result<Claim<'_>> {
+        let mut helped = self.helped.lock().unwrap_or_else(PoisonError::into_inner);
+        if helped.insert(target.to_owned()) {
+            return Ok(Claim { helped: &self.helped, target: target.to_owned() });
+        }
+        Err(Fault::aborted(format!(
+            "mount at {}: another call is mounting there just now",
+            target.display()
+        )))
+    }
+
     /// Moves a detached mount to its place.
     fn place(&self, detached: &OwnedFd, target: &Path) -> Result<()> {
         let _placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,6 +70,18 @@ impl RealMounts {
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(detached, "", &place.fd, "", flags)
             .map_err(|e| io_fault(format!("mount at {}", target.display()), e))
+    }
+}
+
+/// A target at which nobody else of this process mounts.
+struct Claim<'a> {
+    helped: &'a Mutex<BTreeSet<PathBuf>>,
+    target: PathBuf,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.helped.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.target);
     }
 }
 
@@ -116,6 +143,7 @@ impl Mounts for RealMounts {
     fn mount(&self, request: &MountRequest) -> Result<()> {
         if let Some(helper) = self.helper.as_ref().filter(|_| network::is_network(&request.fs_type))
         {
+            let _claim = self.claim(&request.target)?;
             return network::mount(request, helper);
         }
         let sorted = attributes::sort(&request.options, request.read_only)?;
@@ -141,6 +169,7 @@ impl Mounts for RealMounts {
 
     fn bind(&self, request: &BindRequest) -> Result<()> {
         if let Some(helper) = self.helper.as_ref().filter(|_| alive::may_hang(&request.source)) {
+            let _claim = self.claim(&request.target)?;
             return network::bind(request, helper);
         }
         let BindRequest { source, target, .. } = request;
