@@ -1,7 +1,7 @@
 //! The traits: every method is one trip to a thread, and a visit to the export where it needs one.
 
 use crate::{
-    STATIC, Settings, copies,
+    STATIC, Settings, copies, deletion,
     export::Export,
     parameters::{PARAMETERS, VolumeParameters},
     place::Location,
@@ -103,6 +103,13 @@ impl Core {
         })
     }
 
+    /// In the order of their volumes' ids, which lists go on after: `nas-2/…` comes before `nas/…`.
+    fn by_id(&self) -> Vec<(&PoolName, &Export)> {
+        let mut all: Vec<_> = self.exports.iter().collect();
+        all.sort_by_key(|(name, _)| format!("{name}/"));
+        all
+    }
+
     fn get(&self, id: &VolumeId) -> Result<Volume> {
         let export = self.export(id)?;
         let visit = export.visit()?;
@@ -113,7 +120,7 @@ impl Core {
     fn list(&self, page: &Page) -> Result<Listed<Volume>> {
         let after = page.after.as_deref().unwrap_or_default();
         let mut items = Vec::new();
-        for (name, export) in &self.exports {
+        for (name, export) in self.by_id() {
             let visit = export.visit()?;
             let mut ids: Vec<VolumeId> = visit
                 .names(&record::folder())?
@@ -131,6 +138,7 @@ impl Core {
                 }
                 items.push(describe(export, id, record));
             }
+            export.confirm(&visit)?;
         }
         Ok(Listed { items, more: false })
     }
@@ -138,7 +146,7 @@ impl Core {
     fn list_snapshots(&self, source: Option<&VolumeId>, page: &Page) -> Result<Listed<Snapshot>> {
         let after = page.after.as_deref().unwrap_or_default();
         let mut items = Vec::new();
-        for (pool, export) in &self.exports {
+        for (pool, export) in self.by_id() {
             if source.is_some_and(|source| source.pool() != pool) {
                 continue;
             }
@@ -162,6 +170,7 @@ impl Core {
                 }
                 items.push(snapshots::describe(pool, id.native().clone(), record));
             }
+            export.confirm(&visit)?;
         }
         Ok(Listed { items, more: false })
     }
@@ -200,6 +209,7 @@ impl Core {
                 status.snapshots +=
                     u64::from(found.is_some_and(|record| record.state == State::Ready));
             }
+            export.confirm(&visit)?;
             let unfinished = copies::unfinished(&visit)?;
             if unfinished > 0 {
                 status.warnings.push(format!(
@@ -224,7 +234,7 @@ impl Core {
             Ok((record, found))
         };
         match look() {
-            Ok((_, Some(Thing::Directory { .. }))) => Ok(Vec::new()),
+            Ok((_, Some(Thing::Directory))) => Ok(Vec::new()),
             Ok((record, _)) => entry(
                 HealthStatus::DataLoss,
                 "DirectoryMissing",
@@ -387,7 +397,7 @@ impl Provision for Nfs {
         }
         let (id, cx) = (id.clone(), cx.clone());
         self.run(move |core| {
-            let deleted = volumes::delete(core.export(&id)?, id.native(), &cx);
+            let deleted = deletion::delete(core.export(&id)?, id.native(), &cx);
             deleted
                 .map_err(|fault| volumes::not_absent(fault).during(format!("delete volume {id}")))
         })
@@ -492,7 +502,7 @@ impl GetCapacity for Nfs {
         VolumeParameters::read(parameters)?;
         let pool = pool.clone();
         self.run(move |core| {
-            let usage = core.pool(&pool)?.visit()?.usage()?;
+            let usage = core.pool(&pool)?.usage()?;
             Ok(Capacity { available: usage.available, ..Capacity::default() })
         })
         .await

@@ -19,9 +19,12 @@ pub struct ExportConfig {
     /// What becomes of a deleted volume whose class does not say.
     #[serde(default)]
     pub on_delete: OnDelete,
-    /// Make the export ours when it has no identity.
+    /// The first volume makes the export ours when it has no identity.
     #[serde(default)]
     pub create: bool,
+    /// The identity that it must have; nothing is made then, whatever `create` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<uuid::Uuid>,
     /// Where the export is a directory of this very machine: the control plane works in it without NFS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<PathBuf>,
@@ -36,6 +39,7 @@ impl ExportConfig {
             mount_options: Vec::new(),
             on_delete: OnDelete::default(),
             create: false,
+            identity: None,
             local: None,
         }
     }
@@ -87,7 +91,8 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<ExportConfig>(text);
         let short = read(r#"{"server": "nas.example", "share": "/export/k8s/"}"#).unwrap();
         assert_eq!(short, "nas.example:/export/k8s".parse().unwrap());
-        let full = r#"{"server":"::1","share":"/x","mountOptions":["nconnect=4"],"onDelete":"archive","create":true}"#;
+        let full = r#"{"server":"::1","share":"/x","mountOptions":["nconnect=4"],"onDelete":"archive","create":true,
+            "identity":"0b5ba0a5-4f4e-4b2c-9a4f-2a5a3b1c7d10"}"#;
         let full = read(full).unwrap();
         assert_eq!((full.on_delete, full.create), (OnDelete::Archive, true));
         assert_eq!(read(&serde_json::to_string(&full).unwrap()).unwrap(), full);

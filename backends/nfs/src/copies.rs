@@ -39,7 +39,7 @@ impl Copy {
     /// # Errors
     /// `Precondition` when `from` is gone, or the server refuses something; `Exhausted`.
     pub(crate) fn make(&self, visit: &Visit, from: &str, cx: &Cx) -> Result<()> {
-        if !matches!(visit.look(from)?, Some(Thing::Directory { .. })) {
+        if !matches!(visit.look(from)?, Some(Thing::Directory)) {
             return Err(Fault::precondition(format!("copy {from}: the directory is gone"))
                 .hint("restore it on the server, or take another source"));
         }

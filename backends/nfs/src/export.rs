@@ -6,7 +6,7 @@ use crate::{
     record::{self, FORMAT, Identity},
 };
 use larder_host::{
-    Host,
+    Host, Usage,
     remote::{Remote, Site, Visit},
 };
 use larder_model::{Fault, Kind, PoolName, Result};
@@ -74,25 +74,69 @@ impl Export {
     /// Begins to work in it; it is ours, proven. Blocking, for a limited time.
     ///
     /// # Errors
-    /// `Unavailable` when its server does not answer or shows something else than before; `Precondition`
-    /// when the server refuses us or it is no pool.
+    /// `Unavailable` when its server does not answer, shows something else than before, or no pool;
+    /// `Precondition` when the server refuses us.
     pub(crate) fn visit(&self) -> Result<Visit> {
-        let named = |fault: Fault| fault.during(format!("use pool {}", self.name));
-        let visit = self.remote.visit().map_err(|fault| named(not_gone(fault)))?;
-        if visit.is_new() {
-            self.prove(&visit).map_err(|fault| {
+        self.begin(false)
+    }
+
+    /// As [`Export::visit`], to make a volume: it becomes a pool where it may and is none.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn visit_to_create(&self) -> Result<Visit> {
+        self.begin(true)
+    }
+
+    fn begin(&self, make: bool) -> Result<Visit> {
+        let visit = self.remote.visit().map_err(|fault| self.named(not_gone(fault)))?;
+        if visit.is_new() || self.seen().is_none() {
+            self.prove(&visit, make).map_err(|fault| {
                 visit.spoil();
-                named(not_gone(fault))
+                self.named(not_gone(fault))
             })?;
         }
         Ok(visit)
     }
 
-    fn prove(&self, visit: &Visit) -> Result<()> {
+    /// How full the file system is; the export may be no pool yet, where it may become one.
+    ///
+    /// # Errors
+    /// As [`Export::visit`].
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let may_come = self.config.create && self.config.identity.is_none();
+        if may_come && self.seen().is_none() {
+            // Asked before the first volume is made, to decide whether it is made.
+            return self
+                .remote
+                .visit()
+                .and_then(|visit| visit.usage())
+                .map_err(|f| self.named(not_gone(f)));
+        }
+        self.visit()?.usage()
+    }
+
+    /// To be asked in the visit that did not find something: the server may have lost the disk behind the
+    /// export since the visit began, and what is behind a disk is no word about what is on it.
+    ///
+    /// # Errors
+    /// `Unavailable` when the export is not what it was.
+    pub(crate) fn confirm(&self, visit: &Visit) -> Result<()> {
+        self.prove(visit, false).map_err(|fault| {
+            visit.spoil();
+            self.named(not_gone(fault))
+        })
+    }
+
+    fn named(&self, fault: Fault) -> Fault {
+        fault.during(format!("use pool {}", self.name))
+    }
+
+    fn prove(&self, visit: &Visit, make: bool) -> Result<()> {
         let path = identity_path();
         let found: Identity = match visit.read(&path)? {
             Some(text) => record::understand(&path, &text)?,
-            None => self.make_identity(visit)?,
+            None => self.make_identity(visit, make)?,
         };
         if found.backend != "nfs" {
             return Err(Fault::precondition(format!(
@@ -100,6 +144,14 @@ impl Export {
                 self.source(),
                 found.backend
             )));
+        }
+        if let Some(id) = self.config.identity.filter(|id| *id != found.id) {
+            return Err(Fault::unavailable(format!(
+                "use {}: the server shows pool {} there, and the configuration says {id}",
+                self.source(),
+                found.id
+            ))
+            .hint("mount the right disk on the server, or correct identity in the configuration"));
         }
         let mut seen = self.seen();
         match *seen {
@@ -116,11 +168,11 @@ impl Export {
         }
     }
 
-    fn make_identity(&self, visit: &Visit) -> Result<Identity> {
+    fn make_identity(&self, visit: &Visit, make: bool) -> Result<Identity> {
         let missing = |what: &str| Fault::unavailable(format!("use {}: {what}", self.source()));
         // An identity that was there and is not any more: the server exports the empty directory under a
         // disk that is not mounted. Whoever makes a new pool there forgets every volume.
-        if self.seen().is_some() {
+        if self.seen().is_some() || self.config.identity.is_some() {
             return Err(missing("it has lost its identity")
                 .hint("is the disk behind the export mounted on the server?"));
         }
@@ -128,6 +180,13 @@ impl Export {
             return Err(missing("it is no pool: .larder/pool.json is not there").hint(
                 "is the disk behind the export mounted on the server? A new export becomes a pool with \
                  create: true in its configuration",
+            ));
+        }
+        // Whoever asks for what is there must never be told that it is empty because it was made just now.
+        if !make {
+            return Err(missing("it is no pool yet: .larder/pool.json is not there").hint(
+                "the first volume makes it one; if there are volumes already, the disk behind the export \
+                 is not mounted on the server",
             ));
         }
         visit.make_dir(OURS, 0o700, 0o755)?;

@@ -18,7 +18,8 @@
 //! | `copies` | copies of directories, begun, gone on with, moved to their place |
 //! | `snapshots` | cut, delete, find |
 //! | `claims` | which directory is whose |
-//! | `volumes` | create, delete, find, grow |
+//! | `volumes` | create, find, grow |
+//! | `deletion` | delete, archive |
 //! | `backend` | the traits |
 //!
 //! Invariants:
@@ -31,6 +32,7 @@ mod backend;
 mod claims;
 mod config;
 mod copies;
+mod deletion;
 mod export;
 mod parameters;
 mod place;

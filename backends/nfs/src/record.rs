@@ -45,6 +45,9 @@ pub(crate) struct Record {
     /// Where the directory of a volume that goes is archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) archive: Option<SubDir>,
+    /// Which call makes it, as long as it is being made: no other one ends it or takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) attempt: Option<uuid::Uuid>,
     /// Parameters of its creation.
     #[serde(default, skip_serializing_if = "Attributes::is_empty")]
     pub(crate) parameters: Attributes,

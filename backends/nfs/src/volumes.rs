@@ -1,19 +1,24 @@
-//! Volumes of an export: create, delete, find, grow.
+//! Volumes of an export: create, find, grow.
 //!
 //! ```text
 //! (nothing) ──record: creating──▶ claim ─▶ directory ──record: ready──▶ exists
-//! exists ──record: deleting──▶ directory moved aside ─▶ data removed ─▶ claim freed ──record removed──▶
 //! ```
 //! Every step can be done twice. What is `creating` was never acknowledged: the next equal call finishes
-//! it, any other takes it back. What is `deleting` is gone, and the repeated deletion finishes it.
+//! it, any other takes it back.
+//!
+//! Nothing keeps two processes from working in one export: a failed leader's calls may still end in its
+//! driver. So a record that is `creating` says which call makes it. Another one that goes on with it, or
+//! takes it back, first writes itself there; whoever is not there any more writes nothing, removes nothing,
+//! and is ABORTED.
 
 use crate::{
     claims,
     config::OnDelete,
     copies::{Copy, may_go_on},
+    deletion,
     export::Export,
     parameters::VolumeParameters,
-    place::{self, OURS, SubDir},
+    place::{self, SubDir},
     record::{self, FORMAT, Record, Source, State},
     snapshots,
 };
@@ -23,13 +28,14 @@ use larder_model::{
     volume::{ContentSource, VolumeSpec},
 };
 use serde_json::Map;
+use uuid::Uuid;
 
 /// The size of a volume whose caller asks for none.
 pub(crate) const DEFAULT_SIZE: Bytes = Bytes::gib(1);
 /// Nothing holds a volume to its size, so any will do.
 pub(crate) const STEP: Bytes = Bytes::new(1);
-/// So many archives of one name.
-const MOST_ARCHIVES: u32 = 10_000;
+/// So often what another process changes under our hands is looked at again.
+const ATTEMPTS: u32 = 5;
 
 /// The volume's record, whatever its state.
 pub(crate) fn read(visit: &Visit, native: &Native) -> Result<Option<Record>> {
@@ -37,7 +43,7 @@ pub(crate) fn read(visit: &Visit, native: &Native) -> Result<Option<Record>> {
     visit.read(&path)?.map(|text| record::understand(&path, &text)).transpose()
 }
 
-fn write(visit: &Visit, native: &Native, record: &Record) -> Result<()> {
+pub(crate) fn write(visit: &Visit, native: &Native, record: &Record) -> Result<()> {
     visit.write(&record::path(native), &record::text(record)?)
 }
 
@@ -46,8 +52,12 @@ fn write(visit: &Visit, native: &Native, record: &Record) -> Result<()> {
 /// # Errors
 /// `NotFound`.
 pub(crate) fn find(export: &Export, visit: &Visit, native: &Native) -> Result<Record> {
-    let found = read(visit, native)?.filter(|record| record.state == State::Ready);
-    found.ok_or_else(|| Fault::not_found(format!("find volume {}/{native}", export.name)))
+    match read(visit, native)? {
+        Some(record) if record.state == State::Ready => return Ok(record),
+        Some(_) => {}
+        None => export.confirm(visit)?,
+    }
+    Err(Fault::not_found(format!("find volume {}/{native}", export.name)))
 }
 
 /// Makes the volume, or returns the one that an equal call made.
@@ -59,55 +69,101 @@ pub(crate) fn ensure(export: &Export, spec: &VolumeSpec, cx: &Cx) -> Result<Reco
         None => native.as_str().parse()?,
     };
     let source = source(spec)?;
-    let visit = export.visit()?;
-    match read(&visit, native)? {
-        Some(record) if record.state == State::Ready => {
-            return match difference(&record, spec, &sub_dir, source.as_ref()) {
-                None => Ok(record),
-                Some(what) => Err(Fault::conflict(format!("create volume {}: {what}", spec.id))
-                    .hint("choose another name, or ask for what exists")),
-            };
-        }
-        Some(record) if record.state == State::Deleting => finish(&visit, native, record, cx)?,
-        // A copy that was cut goes on.
-        Some(record)
-            if source.is_some()
-                && difference(&record, spec, &sub_dir, source.as_ref()).is_none() =>
-        {
-            return complete(export, &visit, native, record, None, cx);
-        }
-        Some(record) => take_back(&visit, native, record, cx)?,
-        None => {}
+    let on_delete = parameters.on_delete.unwrap_or(export.config.on_delete);
+    if on_delete == OnDelete::Archive {
+        deletion::check_archive(&sub_dir)?;
     }
-    let record = Record {
-        format: FORMAT,
-        name: spec.name.to_string(),
-        size: spec.capacity.pick(DEFAULT_SIZE, STEP, STEP)?,
-        created: jiff::Timestamp::now(),
-        state: State::Creating,
-        found: match visit.look(sub_dir.as_str())? {
-            None => false,
-            Some(_) if source.is_some() => {
-                return Err(Fault::precondition(format!("copy to directory {sub_dir}: it exists"))
-                    .hint("choose another subDir: a copy gets a directory of its own"));
+    let visit = export.visit_to_create()?;
+    for _ in 0..ATTEMPTS {
+        match read(&visit, native)? {
+            Some(record) if record.state == State::Ready => {
+                return match difference(&record, spec, &sub_dir, source.as_ref()) {
+                    None => Ok(record),
+                    Some(what) => {
+                        Err(Fault::conflict(format!("create volume {}: {what}", spec.id))
+                            .hint("choose another name, or ask for what exists"))
+                    }
+                };
             }
-            Some(Thing::Directory { .. }) => true,
-            Some(Thing::Other) => {
-                return Err(Fault::precondition(format!("use directory {sub_dir}: it is a file"))
-                    .hint("choose another subDir"));
+            Some(record) if record.state == State::Deleting => {
+                deletion::finish(export, &visit, native, record, cx)?;
             }
-        },
-        sub_dir,
-        on_delete: parameters.on_delete.unwrap_or(export.config.on_delete),
-        source,
-        copied: false,
-        archive: None,
-        parameters: spec.parameters.clone(),
-        rest: Map::new(),
-    };
-    cx.step("write the volume's record")?;
-    visit.write_new(&record::path(native), &record::text(&record)?)?;
-    complete(export, &visit, native, record, parameters.mode, cx)
+            // What was cut goes on.
+            Some(record) if difference(&record, spec, &sub_dir, source.as_ref()).is_none() => {
+                let record = take_over(&visit, native, record, cx)?;
+                return complete(export, &visit, native, record, parameters.mode, cx);
+            }
+            Some(record) => discard(export, &visit, native, record, cx)?,
+            None => export.confirm(&visit)?,
+        }
+        let record = Record {
+            format: FORMAT,
+            name: spec.name.to_string(),
+            size: spec.capacity.pick(DEFAULT_SIZE, STEP, STEP)?,
+            created: jiff::Timestamp::now(),
+            state: State::Creating,
+            found: is_found(&visit, &sub_dir, source.is_some())?,
+            sub_dir: sub_dir.clone(),
+            on_delete,
+            source: source.clone(),
+            copied: false,
+            archive: None,
+            attempt: Some(Uuid::new_v4()),
+            parameters: spec.parameters.clone(),
+            rest: Map::new(),
+        };
+        cx.step("write the volume's record")?;
+        match visit.write_new(&record::path(native), &record::text(&record)?) {
+            // Another process was quicker: what it makes is its own.
+            Err(fault) if fault.kind() == Kind::Conflict => {}
+            written => {
+                written?;
+                return complete(export, &visit, native, record, parameters.mode, cx);
+            }
+        }
+    }
+    Err(overtaken())
+}
+
+/// Whether the directory is there before its volume.
+fn is_found(visit: &Visit, sub_dir: &SubDir, is_copy: bool) -> Result<bool> {
+    match visit.look(sub_dir.as_str())? {
+        None => Ok(false),
+        Some(_) if is_copy => {
+            Err(Fault::precondition(format!("copy to directory {sub_dir}: it exists"))
+                .hint("choose another subDir: a copy gets a directory of its own"))
+        }
+        Some(Thing::Directory) => Ok(true),
+        Some(Thing::Other) => {
+            Err(Fault::precondition(format!("use directory {sub_dir}: it is a file"))
+                .hint("choose another subDir"))
+        }
+    }
+}
+
+/// Another call, in another process, works on the same.
+pub(crate) fn overtaken() -> Fault {
+    Fault::aborted("go on: another call works on it in another process").hint("repeat the call")
+}
+
+/// Makes what is being made this call's. Whoever was at it ends without an effect.
+fn take_over(visit: &Visit, native: &Native, mut record: Record, cx: &Cx) -> Result<Record> {
+    cx.step("take over what was begun")?;
+    still_mine(visit, native, &record)?;
+    record.attempt = Some(Uuid::new_v4());
+    write(visit, native, &record)?;
+    Ok(record)
+}
+
+/// Whether what is being made is still as this call has read or written it.
+///
+/// # Errors
+/// `Aborted` when it is not.
+fn still_mine(visit: &Visit, native: &Native, mine: &Record) -> Result<()> {
+    match read(visit, native)? {
+        Some(now) if now.state == State::Creating && now.attempt == mine.attempt => Ok(()),
+        _ => Err(overtaken()),
+    }
 }
 
 /// Makes what the record says, or takes it back.
@@ -119,19 +175,37 @@ fn complete(
     mode: Option<u32>,
     cx: &Cx,
 ) -> Result<Record> {
-    let is_copy = record.source.is_some();
+    let mine = record.clone();
     make(export, visit, native, record, mode, cx).map_err(|fault| {
-        if fault.is_simulated_crash() || (is_copy && may_go_on(&fault)) {
+        // It goes on with the next equal call.
+        if may_go_on(&fault) && fault.kind() != Kind::Aborted || fault.is_simulated_crash() {
             return fault;
         }
-        // As it is written by now.
-        let taken = read(visit, native)
-            .and_then(|found| found.map_or(Ok(()), |found| take_back(visit, native, found, cx)));
-        match taken {
+        match undo(export, visit, native, &mine, cx) {
             Ok(()) => fault,
             Err(second) => fault.during(format!("(and could not clean up: {second})")),
         }
     })
+}
+
+/// Takes back what this call has made, and nothing else.
+fn undo(export: &Export, visit: &Visit, native: &Native, mine: &Record, cx: &Cx) -> Result<()> {
+    match read(visit, native)? {
+        Some(now) if now.state == State::Creating && now.attempt == mine.attempt => {
+            take_back(export, visit, native, now, cx)
+        }
+        // Whoever has overtaken us uses the same directory.
+        Some(now) if now.sub_dir == mine.sub_dir => Ok(()),
+        _ => {
+            if mine.source.is_none()
+                && !mine.found
+                && claims::is_held(visit, &mine.sub_dir, native)?
+            {
+                visit.remove_dir(mine.sub_dir.as_str())?;
+            }
+            claims::release(export, visit, &mine.sub_dir, native)
+        }
+    }
 }
 
 fn make(
@@ -143,10 +217,7 @@ fn make(
     cx: &Cx,
 ) -> Result<Record> {
     cx.step("claim the volume's directory")?;
-    {
-        let _alone = export.claiming();
-        claims::claim(visit, &record.sub_dir, native)?;
-    }
+    claims::claim(export, visit, &record.sub_dir, native, cx)?;
     if let Some(source) = &record.source {
         let copy = Copy::of_volume(native);
         if !record.copied {
@@ -161,28 +232,63 @@ fn make(
             copy.make(visit, &from, cx)?;
             cx.step("write that the copy is complete")?;
             record.copied = true;
+            still_mine(visit, native, &record)?;
             write(visit, native, &record)?;
         }
         cx.step("move the copy to its place")?;
+        still_mine(visit, native, &record)?;
         copy.publish(visit, record.sub_dir.as_str())?;
     } else if !record.found {
         cx.step("make the volume's directory")?;
-        let path = record.sub_dir.as_str();
-        if !visit.make_dir(path, mode.unwrap_or(0o755), 0o755)? {
-            // Somebody made it since it was looked for. It is not ours to remove.
-            record.found = true;
-        }
+        still_mine(visit, native, &record)?;
+        make_directory(visit, &record.sub_dir, mode.unwrap_or(0o755))?;
     }
     cx.step("write that the volume is complete")?;
+    still_mine(visit, native, &record)?;
     record.state = State::Ready;
+    record.attempt = None;
     write(visit, native, &record)?;
     Ok(record)
 }
 
-/// Takes back what was never acknowledged. A directory that holds anything stays, but for a copy that we
-/// have put there.
-fn take_back(visit: &Visit, native: &Native, mut record: Record, cx: &Cx) -> Result<()> {
-    let ours = claims::holder(visit, &record.sub_dir)?.as_deref() == Some(native.as_str());
+/// The directory was absent before it was claimed. What is there by now and empty was made by an attempt
+/// that was cut, or by a message that the server got twice: it is ours as well.
+fn make_directory(visit: &Visit, sub_dir: &SubDir, mode: u32) -> Result<()> {
+    let path = sub_dir.as_str();
+    if visit.make_dir(path, mode, 0o755)? {
+        return Ok(());
+    }
+    if !visit.is_empty(path)? {
+        return Err(Fault::precondition(format!(
+            "use directory {path}: somebody made it meanwhile"
+        ))
+        .hint("repeat the call: then it is used as it is, and never removed"));
+    }
+    visit.set_mode(path, mode)
+}
+
+/// Takes back what was never acknowledged, whoever made it.
+pub(crate) fn discard(
+    export: &Export,
+    visit: &Visit,
+    native: &Native,
+    record: Record,
+    cx: &Cx,
+) -> Result<()> {
+    let record = take_over(visit, native, record, cx)?;
+    take_back(export, visit, native, record, cx)
+}
+
+/// Takes back what was never acknowledged and is this call's. A directory that holds anything stays, but
+/// for a copy that we have put there.
+fn take_back(
+    export: &Export,
+    visit: &Visit,
+    native: &Native,
+    mut record: Record,
+    cx: &Cx,
+) -> Result<()> {
+    let ours = claims::is_held(visit, &record.sub_dir, native)?;
     if record.source.is_some() {
         let copy = Copy::of_volume(native);
         if record.copied {
@@ -192,100 +298,18 @@ fn take_back(visit: &Visit, native: &Native, mut record: Record, cx: &Cx) -> Res
             }
             // From here on, what has its name is not it.
             record.copied = false;
+            still_mine(visit, native, &record)?;
             write(visit, native, &record)?;
         }
         cx.step("remove the copy")?;
+        still_mine(visit, native, &record)?;
         copy.discard(visit, cx)?;
     } else if ours && !record.found {
         visit.remove_dir(record.sub_dir.as_str())?;
     }
-    claims::release(visit, &record.sub_dir, native)?;
+    claims::release(export, visit, &record.sub_dir, native)?;
+    still_mine(visit, native, &record)?;
     visit.remove_file(&record::path(native))
-}
-
-/// Deletes the volume; an absent one is deleted.
-pub(crate) fn delete(export: &Export, native: &Native, cx: &Cx) -> Result<()> {
-    let visit = export.visit()?;
-    let Some(mut record) = read(&visit, native)? else { return Ok(()) };
-    match record.state {
-        State::Creating => return take_back(&visit, native, record, cx),
-        State::Ready => {
-            if record.on_delete == OnDelete::Archive && !record.found {
-                record.archive = Some(free_archive(&visit, &record.sub_dir)?);
-            }
-            record.state = State::Deleting;
-            cx.step("write that the volume goes")?;
-            match write(&visit, native, &record) {
-                // A full server must be able to get room back. Without the record a deletion that is cut
-                // leaves a volume without its directory, which the repeated one removes.
-                Err(fault) if fault.kind() == Kind::Exhausted => {
-                    tracing::warn!("delete {native} without a note of it: {fault}");
-                }
-                written => written?,
-            }
-        }
-        State::Deleting => {}
-    }
-    finish(&visit, native, record, cx)
-}
-
-fn free_archive(visit: &Visit, sub_dir: &SubDir) -> Result<SubDir> {
-    for n in 1..MOST_ARCHIVES {
-        let name = sub_dir.renamed(|name| match n {
-            1 => format!("archived-{name}"),
-            n => format!("archived-{name}-{n}"),
-        })?;
-        if visit.look(name.as_str())?.is_none() {
-            return Ok(name);
-        }
-    }
-    Err(Fault::precondition(format!("archive {sub_dir}: there are too many archives of it"))
-        .hint("remove old ones from the export"))
-}
-
-/// Carries out what a record that says `deleting` says.
-fn finish(visit: &Visit, native: &Native, record: Record, cx: &Cx) -> Result<()> {
-    let ours = claims::holder(visit, &record.sub_dir)?.as_deref() == Some(native.as_str());
-    let grave = format!("{OURS}/deleting/{native}");
-    // Where a former attempt came further, the directory's name may be another volume's by now.
-    if ours && !record.found {
-        cx.step("move the volume's directory aside")?;
-        match (record.on_delete, &record.archive) {
-            (OnDelete::Retain, _) => {}
-            (OnDelete::Archive, Some(archive)) => {
-                visit.rename(record.sub_dir.as_str(), archive.as_str())?;
-            }
-            (OnDelete::Delete | OnDelete::Archive, _) => {
-                if visit.look(record.sub_dir.as_str())?.is_some() {
-                    // Of a volume that had this name before.
-                    visit.remove_tree(&grave, cx)?;
-                    match move_aside(visit, record.sub_dir.as_str(), &grave) {
-                        Err(fault) if fault.kind() == Kind::Exhausted => {
-                            visit.remove_tree(record.sub_dir.as_str(), cx)?;
-                        }
-                        moved => drop(moved?),
-                    }
-                }
-            }
-        }
-    }
-    cx.step("remove the volume's data")?;
-    visit.remove_tree(&grave, cx)?;
-    cx.step("free the volume's directory")?;
-    claims::release(visit, &record.sub_dir, native)?;
-    cx.step("remove the volume's record")?;
-    visit.remove_file(&record::path(native))
-}
-
-fn move_aside(visit: &Visit, directory: &str, grave: &str) -> Result<bool> {
-    match visit.rename(directory, grave) {
-        // An export that was put back from a backup may lack the folder, which is empty mostly.
-        Err(fault) if fault.kind() == Kind::NotFound => {
-            visit.make_dir(&format!("{OURS}/deleting"), 0o700, 0o700)?;
-            visit.rename(directory, grave)
-        }
-        moved => moved,
-    }
 }
 
 /// Notes a larger size.

@@ -71,3 +71,24 @@ fn a_tree_deeper_than_descriptors_allow_gets_its_project_and_is_measured() {
     let end = format!("/proc/self/fd/{}/.", std::os::fd::AsRawFd::as_raw_fd(&deep));
     assert_eq!(quota::project_of(Path::new(&end)).unwrap(), Some(4711));
 }
+
+/// An automount point, as a directory of a server's export is that is another file system there.
+#[test]
+fn what_is_mounted_when_it_is_entered_is_never_entered() {
+    let scratch = Scratch::new();
+    let target = scratch.dir("debug");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("debugfs", &target, "debugfs", flags, None).unwrap();
+    let point = target.join("tracing");
+    // A look at it would mount it.
+    let mut names = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.any(|name| name == "tracing"), "this kernel has no automount point to try");
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let fault = durable::remove_tree(&point).unwrap_err();
+    let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(fault.kind(), larder_model::Kind::Precondition, "{fault}");
+    assert!(fault.to_string().contains("is a mount point"), "{fault}");
+    let within = |text: &str| text.matches(&*point.to_string_lossy()).count();
+    assert_eq!((within(&before), within(&after)), (0, 0), "it was mounted");
+}

@@ -146,6 +146,7 @@ pub mod crash {
 
     use super::{Arc, AtomicU64, Mutex, Ordering, PoisonError, Result, Shared};
     use crate::fault::Fault;
+    use std::sync::atomic::AtomicBool;
 
     /// When to crash. The default never does.
     #[derive(Clone, Default)]
@@ -157,6 +158,8 @@ pub mod crash {
         at: u64,
         kill: bool,
         names: Mutex<Vec<&'static str>>,
+        meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+        goes_on: AtomicBool,
     }
 
     impl Plan {
@@ -175,6 +178,17 @@ pub mod crash {
             let n = counter.reached.fetch_add(1, Ordering::SeqCst) + 1;
             counter.names.lock().unwrap_or_else(PoisonError::into_inner).push(name);
             if counter.at == 0 || n < counter.at {
+                return Ok(());
+            }
+            if n == counter.at {
+                let meanwhile =
+                    counter.meanwhile.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(meanwhile) = meanwhile {
+                    meanwhile();
+                    counter.goes_on.store(true, Ordering::SeqCst);
+                }
+            }
+            if counter.goes_on.load(Ordering::SeqCst) {
                 return Ok(());
             }
             if counter.kill {
@@ -200,6 +214,12 @@ pub mod crash {
         /// Crashes at the `n`-th step (counted from 1) and at every later one; 0 only counts.
         pub fn step(n: u64) -> Self {
             Self(Plan(Some(Arc::new(Counter { at: n, ..Counter::default() }))))
+        }
+        /// Crashes nowhere: before the `n`-th step `work` is done, on the thread that reached it, as
+        /// another process might while this one is slow. Never reached: never done.
+        pub fn meanwhile(n: u64, work: impl FnOnce() + Send + 'static) -> Self {
+            let meanwhile = Mutex::new(Some(Box::new(work) as Box<dyn FnOnce() + Send>));
+            Self(Plan(Some(Arc::new(Counter { at: n, meanwhile, ..Counter::default() }))))
         }
         /// A context that follows this plan.
         pub fn cx(&self) -> super::Cx {

@@ -16,6 +16,7 @@ pub(crate) struct Bench {
     dir: tempfile::TempDir,
     helper: HelperProgram,
     pub(crate) create: bool,
+    pub(crate) identity: Option<uuid::Uuid>,
 }
 
 pub(crate) struct Nfs(pub(crate) Arc<dyn Backend>);
@@ -34,7 +35,7 @@ impl Bench {
     fn with_helper(helper: HelperProgram) -> Self {
         let dir = tempfile::Builder::new().prefix("larder-nfs-").tempdir().unwrap();
         std::fs::create_dir(dir.path().join("export")).unwrap();
-        Self { dir, helper, create: true }
+        Self { dir, helper, create: true, identity: None }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -48,7 +49,8 @@ impl Bench {
     /// A backend as after the start of a process; its pool is `p`.
     pub(crate) fn backend(&self) -> Nfs {
         let export: ExportConfig = "nas.example:/export".parse().unwrap();
-        let export = ExportConfig { local: Some(self.export()), create: self.create, ..export };
+        let (local, create, identity) = (Some(self.export()), self.create, self.identity);
+        let export = ExportConfig { local, create, identity, ..export };
         let settings = Settings { exports: [("p".parse().unwrap(), export)].into() };
         let host = Host::real_with(self.helper.clone());
         Nfs(larder_backend_nfs::new(settings, &host).unwrap())

@@ -7,7 +7,9 @@ mod copies;
 mod crashes;
 mod formats;
 mod identity;
+mod leftovers;
 mod names;
+mod two;
 
 use bench::{Bench, spec, with};
 use larder_model::{

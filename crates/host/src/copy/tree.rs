@@ -334,7 +334,9 @@ impl Walk<'_> {
             Err(e) => return Err(e),
         }
         let to = open_directory(&outer.to, name)?;
-        if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        // An automount point shows another file system of its server as soon as it is entered.
+        let mount = StatxAttributes::MOUNT_ROOT | StatxAttributes::AUTOMOUNT;
+        if found.stx_attributes.intersects(mount) {
             return Ok(None);
         }
         let from = match open_directory(&outer.from, name) {

@@ -4,7 +4,10 @@ use crate::sys::io_fault;
 use larder_model::{Fault, Kind, Result};
 use rustix::{
     fd::OwnedFd,
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags},
+    fs::{
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes,
+        StatxFlags,
+    },
     io::Errno,
 };
 use std::{
@@ -110,7 +113,9 @@ impl At {
                 .hint("unmount it first; nothing behind a mount is ever removed"),
             Errno::CANCELED => Fault::unavailable(format!("{what}: it was stopped at {at}"))
                 .hint("it is continued by the next start"),
-            Errno::BUSY => fault.with_kind(Kind::Precondition).hint("something is mounted there"),
+            Errno::BUSY | Errno::XDEV => {
+                fault.with_kind(Kind::Precondition).hint("something is mounted there")
+            }
             Errno::PERM => fault
                 .with_kind(Kind::Precondition)
                 .hint("it may be immutable: look with lsattr, and use chattr -i"),
@@ -131,7 +136,9 @@ impl Removal<'_> {
             Err(Errno::NOENT) => return Ok(()),
             Err(e) => return Err(At::new(name.as_bytes(), e)),
         };
-        if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        // An automount point shows a file system of its server as soon as it is entered.
+        let mount = StatxAttributes::MOUNT_ROOT | StatxAttributes::AUTOMOUNT;
+        if stat.stx_attributes.intersects(mount) {
             return Err(At { mounted: true, ..At::new(name.as_bytes(), Errno::BUSY) });
         }
         if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
@@ -208,7 +215,15 @@ fn unlink(directory: &OwnedFd, name: &CString, flags: AtFlags) -> Result<(), At>
 /// Opens a directory and sees to it that we may remove what is in it. None: it is gone.
 fn open_writable(parent: &OwnedFd, name: &CString) -> rustix::io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+    // Something may have been mounted there since it was looked at.
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    let open = || loop {
+        match rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve) {
+            // Something was renamed meanwhile.
+            Err(Errno::AGAIN) => {}
+            opened => return opened,
+        }
+    };
     let directory = match open() {
         Ok(directory) => directory,
         Err(Errno::NOENT) => return Ok(None),

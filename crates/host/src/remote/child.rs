@@ -85,6 +85,7 @@ fn answer(tree: &Tree, line: &str) -> Result<Value> {
     }
     match understand(line)? {
         Ask::Look { path } => value(tree.look(&path)?),
+        Ask::IsEmpty { path } => value(tree.is_empty(&path)?),
         Ask::Read { path } => value(tree.read(&path)?),
         Ask::Names { path } => value(tree.names(&path)?),
         Ask::Write { path, text, new } => value(tree.write(&path, text.as_bytes(), new)?),

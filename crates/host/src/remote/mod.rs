@@ -41,6 +41,8 @@ const SILENCE_OF_COPIES: Duration = Duration::from_secs(60);
 /// is silent.
 const AGAIN: Duration = Duration::from_secs(10);
 const GLIMPSE: Duration = Duration::from_secs(8);
+/// What the names of files begin with that are being written; one of a helper that was killed stays.
+pub const TEMPORARY: &str = ".tmp-";
 /// So many idle helpers are kept.
 const IDLE: usize = 2;
 
@@ -80,10 +82,7 @@ impl Site {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Thing {
     /// A directory.
-    Directory {
-        /// Nothing is in it.
-        empty: bool,
-    },
+    Directory,
     /// Anything else.
     Other,
 }
@@ -238,6 +237,14 @@ impl Visit {
     /// As all of these: `Unavailable` when there is no answer in time; see [`Fault::io`].
     pub fn look(&self, path: &str) -> Result<Option<Thing>> {
         self.ask(&Ask::Look { path: path.into() }, None)
+    }
+
+    /// Whether nothing is in a directory.
+    ///
+    /// # Errors
+    /// See [`Visit::look`].
+    pub fn is_empty(&self, path: &str) -> Result<bool> {
+        self.ask(&Ask::IsEmpty { path: path.into() }, None)
     }
 
     /// The text of a small file; None: there is none.

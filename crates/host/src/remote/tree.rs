@@ -1,6 +1,6 @@
 //! What is done in a tree: every path is resolved beneath its root, and no symlink is ever followed.
 
-use super::Thing;
+use super::{TEMPORARY, Thing};
 use crate::{
     Usage,
     copy::{self, TreeOptions, TreeReport, Trust},
@@ -58,6 +58,35 @@ fn parts(path: &str) -> Result<(&str, &str)> {
     if clean { Ok((above, name)) } else { Err(Fault::invalid(format!("use the path {path:?}"))) }
 }
 
+/// Gives the file `temporary` the name `name` as well, which nothing may have.
+fn link_new(directory: &OwnedFd, temporary: &str, name: &str) -> rustix::io::Result<()> {
+    match rustix::fs::linkat(directory, temporary, directory, name, AtFlags::empty()) {
+        // A server that restarts may get the message twice: then it is our own file that is there.
+        Err(Errno::EXIST) => {
+            let inode = |name: &str| {
+                let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                rustix::io::Result::Ok((stat.st_dev, stat.st_ino))
+            };
+            if inode(temporary)? == inode(name)? { Ok(()) } else { Err(Errno::EXIST) }
+        }
+        linked => linked,
+    }
+}
+
+/// What the errno of a fault means here, where many files were worked on.
+fn explained(fault: Fault) -> Fault {
+    let errno = fault.os_error().map(Errno::from_raw_os_error);
+    match errno.map(failed) {
+        // What a server's answer means, it knows better.
+        Some(known) if known.kind() == Kind::Unavailable => fault.with_kind(known.kind()),
+        Some(known) if known.kind() == Kind::Precondition => {
+            let hint = known.hint_text().unwrap_or_default().to_owned();
+            fault.with_kind(Kind::Precondition).hint(hint)
+        }
+        _ => fault,
+    }
+}
+
 impl Tree {
     fn open(&self, path: &str, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH
@@ -79,18 +108,23 @@ impl Tree {
     }
 
     pub(super) fn look(&self, path: &str) -> Result<Option<Thing>> {
-        match self.open(path, OFlags::PATH, 0) {
-            Ok(fd) => {
-                let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-                if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-                    return Ok(Some(Thing::Other));
-                }
-                Ok(Some(Thing::Directory { empty: self.names(path)?.is_empty() }))
-            }
-            Err(Errno::NOENT) => Ok(None),
-            Err(Errno::LOOP) => Ok(Some(Thing::Other)),
+        match self.look_type(path) {
+            Ok(Some(FileType::Directory)) => Ok(Some(Thing::Directory)),
+            Ok(Some(_)) | Err(Errno::LOOP) => Ok(Some(Thing::Other)),
+            Ok(None) => Ok(None),
             Err(e) => Err(failed(e)),
         }
+    }
+
+    pub(super) fn is_empty(&self, path: &str) -> Result<bool> {
+        let directory = self.directory(path).map_err(failed)?;
+        // Not all of what a directory with millions of entries has.
+        for entry in Dir::read_from(&directory).map_err(failed)?.take(3) {
+            if !matches!(entry.map_err(failed)?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(super) fn read(&self, path: &str) -> Result<Option<String>> {
@@ -127,7 +161,7 @@ impl Tree {
         let (above, name) = parts(path)?;
         let directory = self.directory(above).map_err(failed)?;
         let nanos = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-        let temporary = format!(".tmp-{}-{nanos:x}", std::process::id());
+        let temporary = format!("{TEMPORARY}{}-{nanos:x}", std::process::id());
         let attempt = || -> rustix::io::Result<()> {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let mode = Mode::from_raw_mode(0o600);
@@ -138,10 +172,17 @@ impl Tree {
             drop(file);
             if new {
                 // One of several that try at once wins, on every version of NFS.
-                rustix::fs::linkat(&directory, &temporary, &directory, name, AtFlags::empty())?;
+                link_new(&directory, &temporary, name)?;
                 let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
             } else {
-                rustix::fs::renameat(&directory, &temporary, &directory, name)?;
+                match rustix::fs::renameat(&directory, &temporary, &directory, name) {
+                    // A server that restarts may get the message twice.
+                    Err(Errno::NOENT)
+                        if self
+                            .read(path)
+                            .is_ok_and(|now| now.is_some_and(|now| now.as_bytes() == text)) => {}
+                    renamed => renamed?,
+                }
             }
             rustix::fs::fsync(&directory)
         };
@@ -168,7 +209,10 @@ impl Tree {
                 // Whatever the umask is.
                 self.set_mode(&path[..end], mode)?;
                 rustix::fs::fsync(&directory).map_err(failed)?;
-            } else if !matches!(self.look_type(&path[..end])?, Some(FileType::Directory)) {
+            } else if !matches!(
+                self.look_type(&path[..end]).map_err(failed)?,
+                Some(FileType::Directory)
+            ) {
                 return Err(Fault::precondition(format!(
                     "make it: {} is no directory",
                     &path[..end]
@@ -179,14 +223,11 @@ impl Tree {
         Ok(made)
     }
 
-    fn look_type(&self, path: &str) -> Result<Option<FileType>> {
+    fn look_type(&self, path: &str) -> rustix::io::Result<Option<FileType>> {
         match self.open(path, OFlags::PATH, 0) {
-            Ok(fd) => {
-                let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-                Ok(Some(FileType::from_raw_mode(stat.st_mode)))
-            }
+            Ok(fd) => Ok(Some(FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode))),
             Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(failed(e)),
+            Err(e) => Err(e),
         }
     }
 
@@ -220,7 +261,11 @@ impl Tree {
         if exists(&to_dir, to_name)? {
             return Err(failed(Errno::EXIST).with_kind(Kind::Conflict));
         }
-        rustix::fs::renameat(&from_dir, from_name, &to_dir, to_name).map_err(failed)?;
+        match rustix::fs::renameat(&from_dir, from_name, &to_dir, to_name) {
+            // A server that restarts may get the message twice.
+            Err(Errno::NOENT) if exists(&to_dir, to_name)? => {}
+            renamed => renamed.map_err(failed)?,
+        }
         rustix::fs::fsync(&to_dir).and_then(|()| rustix::fs::fsync(&from_dir)).map_err(failed)?;
         Ok(true)
     }
@@ -261,7 +306,7 @@ impl Tree {
         };
         let name = CString::new(name)
             .map_err(|_| Fault::invalid(format!("remove {path:?}: it holds a NUL")))?;
-        durable::remove_at_while(&directory, &name, goes_on)
+        durable::remove_at_while(&directory, &name, goes_on).map_err(explained)
     }
 
     /// Goes on with a copy that was cut; the directory `to` and those above it are ours.
@@ -276,23 +321,35 @@ impl Tree {
             ..TreeOptions::default()
         };
         let what = || "copy all files".to_owned();
-        copy::between(source, copy, &what, options, cx).map_err(|fault| {
-            let errno = fault.os_error().map(Errno::from_raw_os_error);
-            match errno.map(failed) {
-                // What a server's answer means, it knows better.
-                Some(known) if known.kind() == Kind::Unavailable => fault.with_kind(known.kind()),
-                Some(known) if known.kind() == Kind::Precondition => {
-                    let hint = known.hint_text().unwrap_or_default().to_owned();
-                    fault.with_kind(Kind::Precondition).hint(hint)
-                }
-                _ => fault,
-            }
-        })
+        copy::between(source, copy, &what, options, cx).map_err(explained)
     }
 
     pub(super) fn usage(&self) -> Result<Usage> {
         let root = self.directory(".").map_err(failed)?;
         let stat = rustix::fs::fstatvfs(&root).map_err(failed)?;
         Ok(filesystems::usage::from_statvfs(&stat))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn directory(path: &std::path::Path) -> OwnedFd {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(rustix::fs::CWD, path, flags, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_name_that_our_own_file_has_already_is_no_conflict_and_anothers_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("temporary"), "ours").unwrap();
+        fs::write(dir.path().join("other"), "theirs").unwrap();
+        let open = directory(dir.path());
+        link_new(&open, "temporary", "name").unwrap();
+        link_new(&open, "temporary", "name").unwrap();
+        assert_eq!(link_new(&open, "temporary", "other"), Err(Errno::EXIST));
+        assert_eq!(fs::read_to_string(dir.path().join("other")).unwrap(), "theirs");
     }
 }

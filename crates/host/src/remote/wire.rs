@@ -8,6 +8,7 @@ use serde_json::Value;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
     Look { path: String },
+    IsEmpty { path: String },
     Read { path: String },
     Names { path: String },
     Write { path: String, text: String, new: bool },
@@ -27,7 +28,7 @@ impl Ask {
         match self {
             Self::Look { path } => format!("look at {path}"),
             Self::Read { path } => format!("read {path}"),
-            Self::Names { path } => format!("list {path}"),
+            Self::Names { path } | Self::IsEmpty { path } => format!("list {path}"),
             Self::Write { path, .. } => format!("write {path}"),
             Self::MakeDir { path, .. } => format!("make directory {path}"),
             Self::SetMode { path, .. } => format!("set the permissions of {path}"),

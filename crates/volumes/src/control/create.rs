@@ -13,12 +13,15 @@ use super::{
 };
 use crate::claims::{Fingerprint, Key, Operation};
 use larder_model::{
-    Bytes, CapacityRange, Cx, Encryption, Fault, RequestedName, Result, VolumeId,
+    Bytes, CapacityRange, Cx, Encryption, Fault, Kind, RequestedName, Result, VolumeId,
     id::quoted,
     topology::TopologyRequirement,
     volume::{ContentSource, Volume, VolumeSpec},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// So long a creation waits for the pools that it is not for.
+const ELSEWHERE: Duration = Duration::from_secs(5);
 
 impl ControlEngine {
     /// CreateVolume: makes the volume, or returns the one that an equal call made.
@@ -117,7 +120,15 @@ impl Inner {
         cx.step("look for the volume")?;
         // Nowhere else to look, and nothing to measure: the backend looks for it itself.
         let alone = spec.source.is_none() && self.backend.pools().len() == 1;
-        match if alone { None } else { found(provision.get_volume(&spec.id).await)? } {
+        let existing = match provision.get_volume(&spec.id) {
+            _ if alone => None,
+            looking => match looking.await {
+                // The backend says it again where it is so: what is no pool yet may become one.
+                Err(fault) if fault.kind() == Kind::Unavailable && spec.source.is_none() => None,
+                looked => found(looked)?,
+            },
+        };
+        match existing {
             // Compared before its source is looked for: the source may be gone by now, and the
             // volume that was made from it is still the answer to a repeated call.
             Some(existing) => self.check_existing(&spec, &existing)?,
@@ -179,10 +190,13 @@ impl Inner {
     /// CSI names are unique per driver: refuses one that a volume in another pool has.
     async fn check_name_elsewhere(&self, spec: &VolumeSpec) -> Result<()> {
         let others = self.backend.pools().into_iter().filter(|p| p != spec.id.pool());
-        for pool in others {
+        let looks = others.map(|pool| async move {
             let id = VolumeId::new(pool, spec.id.native().clone());
+            let look = self.backend.provision().get_volume(&id);
             // A pool that cannot be read now must not stop work in the others.
-            let Ok(other) = self.backend.provision().get_volume(&id).await else { continue };
+            tokio::time::timeout(ELSEWHERE, look).await.ok()?.ok()
+        });
+        for other in futures::future::join_all(looks).await.into_iter().flatten() {
             if !other.is_static && other.name == spec.name.as_str() {
                 return Err(Fault::conflict(format!(
                     "create volume {}: the name is taken by volume {}",

@@ -412,3 +412,25 @@ async fn without_room_nothing_is_left_behind() {
     assert_eq!(kind(engine.create_volume(large).await), Kind::Exhausted);
     assert_eq!(backend.inventory(), empty);
 }
+
+#[tokio::test(start_paused = true)]
+async fn pools_that_are_silent_or_not_yet_any_keep_no_volume_from_being_made() {
+    let pools = ["default", "other", "third"].map(|p| p.parse().unwrap()).to_vec();
+    let (engine, backend) = engine_of(Memory { pools, ..Memory::default() }).await;
+    let at = |name: &str| with(name, &[("pool", "default")]);
+    // Nothing can be asked of what the first volume makes a pool.
+    let absent = Fault::unavailable("find it: it is no pool yet");
+    backend.inject("get_volume", Inject::Fail(absent.clone()));
+    engine.create_volume(at("a")).await.unwrap();
+    // A copy is compared first: without an answer it is not known whether it exists.
+    backend.inject("get_volume", Inject::Fail(absent));
+    assert_eq!(kind(engine.create_volume(from_volume("b", "default/a")).await), Kind::Unavailable);
+    // The others are asked at once, and not waited for.
+    backend.inject("get_volume", Inject::Sleep(Duration::ZERO));
+    for _ in 0..2 {
+        backend.inject("get_volume", Inject::Sleep(Duration::from_secs(20)));
+    }
+    let began = tokio::time::Instant::now();
+    engine.create_volume(at("c")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
