@@ -291,6 +291,19 @@ pub(super) struct MountUsers {
     pub(super) we: bool,
 }
 
+/// Whether it is a child of ours that runs this very program: a helper, or one that has not become
+/// another program yet and has copies of all that is open here until then.
+fn is_own_child(pid: u32) -> bool {
+    let parent = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| {
+        // proc_pid_stat(5): the name may hold anything, and is followed by state and parent.
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.split_whitespace().nth(1)?.parse::<u32>().ok()
+    });
+    let program = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    parent == Some(std::process::id())
+        && program("self").is_some_and(|own| program(&pid.to_string()) == Some(own))
+}
+
 /// Who keeps that mount busy.
 pub(super) fn of_mount(target: &Path, table: &[MountEntry]) -> MountUsers {
     let mut names: Vec<String> = table
@@ -309,7 +322,7 @@ pub(super) fn of_mount(target: &Path, table: &[MountEntry]) -> MountUsers {
         let named = ["cwd", "root", "exe"].iter().map(|name| process.join(name));
         if named.chain(fds.map(|fd| fd.path())).any(inside) {
             names.push(format!("process {pid} ({})", command_of(pid)));
-            we |= pid == me;
+            we |= pid == me || is_own_child(pid);
         }
         if names.len() >= 8 {
             break;
