@@ -1,12 +1,12 @@
 //! The traits: every method is one trip to a thread, and a visit to the export where it needs one.
 
 use crate::{
-    STATIC, Settings, copies, deletion,
+    STATIC, Settings, deletion,
     export::Export,
     parameters::{PARAMETERS, VolumeParameters},
     place::Location,
     record::{self, Record, State},
-    snapshots,
+    snapshots, status,
     volumes::{self, DEFAULT_SIZE, STEP},
 };
 use async_trait::async_trait;
@@ -175,55 +175,6 @@ impl Core {
         Ok(Listed { items, more: false })
     }
 
-    fn status(&self, export: &Export) -> PoolStatus {
-        let mut status = PoolStatus {
-            name: export.name.to_string(),
-            location: export.source(),
-            identity: None,
-            storage: "NFS".to_owned(),
-            total: Bytes::ZERO,
-            free: Bytes::ZERO,
-            provisioned: Bytes::ZERO,
-            volumes: 0,
-            snapshots: 0,
-            warnings: vec!["sizes are not enforced: volumes share what the server has".to_owned()],
-            fault: None,
-        };
-        let look = |status: &mut PoolStatus| -> Result<()> {
-            let visit = export.visit()?;
-            let usage = visit.usage()?;
-            (status.total, status.free) = (usage.total, usage.available);
-            for file in visit.names(&record::folder())? {
-                let Some(native) = file.strip_suffix(".json").and_then(|n| n.parse().ok()) else {
-                    continue;
-                };
-                if let Some(record) = volumes::read(&visit, &native)?
-                    && record.state == State::Ready
-                {
-                    status.volumes += 1;
-                    status.provisioned = status.provisioned.saturating_add(record.size);
-                }
-            }
-            for native in snapshots::names(&visit)? {
-                let found = snapshots::read(&visit, &native)?;
-                status.snapshots +=
-                    u64::from(found.is_some_and(|record| record.state == State::Ready));
-            }
-            export.confirm(&visit)?;
-            let unfinished = copies::unfinished(&visit)?;
-            if unfinished > 0 {
-                status.warnings.push(format!(
-                    "{unfinished} copies were begun and are not complete: they go on when they are asked \
-                     for again, and deletion removes them"
-                ));
-            }
-            Ok(())
-        };
-        status.fault = look(&mut status).err().map(|fault| fault.to_string());
-        status.identity = export.identity().map(|id| id.to_string());
-        status
-    }
-
     fn health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {
         let export = self.export(id)?;
         let entry = |status, reason, message| Ok(vec![HealthEntry { status, reason, message }]);
@@ -266,11 +217,23 @@ impl Core {
     fn source(&self, id: &VolumeId, context: &Attributes) -> Result<(Source, Attachment)> {
         let location = self.locate(id, context)?;
         let mut options = vec![HARD.to_owned()];
+        // The kernel takes the last of two that exclude each other, so the last of two equal ones stands.
+        let mut add = |option: &str| {
+            options.retain(|there| there != option);
+            options.push(option.to_owned());
+        };
         if let Some(export) = self.exports.get(id.pool()) {
-            options.extend(export.config.mount_options.iter().cloned());
+            export.config.mount_options.iter().for_each(|option| add(option));
         }
         if let Some(given) = context.get("mountOptions") {
-            options.extend(given.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()));
+            if given.chars().any(char::is_control) {
+                return Err(Fault::invalid(format!(
+                    "use attribute mountOptions={}",
+                    quoted(given)
+                ))
+                .hint("write options with commas between, in one line"));
+            }
+            given.split(',').map(str::trim).filter(|o| !o.is_empty()).for_each(add);
         }
         let source = location.source();
         let attachment = [("source".to_owned(), source.clone())].into();
@@ -355,9 +318,16 @@ impl Backend for Nfs {
     }
     async fn stop(&self) {}
     async fn pool_status(&self) -> Vec<PoolStatus> {
-        self.run(|core| Ok(core.exports.values().map(|export| core.status(export)).collect()))
-            .await
-            .unwrap_or_default()
+        // All at once: a dead one keeps nobody else waiting.
+        self.run(|core| {
+            Ok(std::thread::scope(|scope| {
+                let ask = |export| scope.spawn(move || status::of(export));
+                let asked: Vec<_> = core.exports.values().map(ask).collect();
+                asked.into_iter().filter_map(|status| status.join().ok()).collect()
+            }))
+        })
+        .await
+        .unwrap_or_default()
     }
     async fn storage_health(&self) -> Vec<StorageHealth> {
         let silent = self.core.exports.values().filter_map(|export| {

@@ -20,6 +20,7 @@
 //! | `claims` | which directory is whose |
 //! | `volumes` | create, find, grow |
 //! | `deletion` | delete, archive |
+//! | `status` | how an export is |
 //! | `backend` | the traits |
 //!
 //! Invariants:
@@ -38,6 +39,7 @@ mod parameters;
 mod place;
 mod record;
 mod snapshots;
+mod status;
 mod volumes;
 
 pub use config::{ExportConfig, OnDelete};

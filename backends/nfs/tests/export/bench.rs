@@ -12,6 +12,8 @@ use std::{
     sync::Arc,
 };
 
+const NOBODY: u32 = 65534;
+
 pub(crate) struct Bench {
     dir: tempfile::TempDir,
     helper: HelperProgram,
@@ -30,6 +32,37 @@ impl Bench {
     pub(crate) fn hung() -> Self {
         let script = ["/bin/sh", "-c", "exec sleep 600"];
         Self::with_helper(HelperProgram(script.map(Into::into).into()))
+    }
+
+    /// An export whose helpers are started by a script; in it `$0` is the helper, `$1` a file.
+    pub(crate) fn scripted(script: &str) -> Self {
+        let mut bench = Self::new();
+        let program = bench.helper.0.remove(0);
+        let noted = bench.path().join("noted").into_os_string();
+        let shell = ["/bin/sh".into(), "-c".into(), script.into(), program, noted];
+        bench.helper = HelperProgram(shell.into());
+        bench
+    }
+
+    /// An export of which root is nobody, as servers with `root_squash` have it.
+    pub(crate) fn squashed() -> Self {
+        let mut bench = Self::new();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(bench.path(), mode).unwrap();
+        std::os::unix::fs::chown(bench.export(), Some(NOBODY), Some(NOBODY)).unwrap();
+        // Where everybody may start it.
+        let program = bench.path().join("helper");
+        // By a program of its own: what this process writes, it cannot start while it starts others.
+        let from = bench.helper.0.remove(0);
+        larder_host::command::Command::new("cp")
+            .args([from.as_os_str(), program.as_os_str()])
+            .run()
+            .unwrap();
+        let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+        let [uid, gid] = user.map(Into::into);
+        let command = ["setpriv".into(), uid, gid, "--clear-groups".into(), program.into()];
+        bench.helper = HelperProgram(command.into());
+        bench
     }
 
     fn with_helper(helper: HelperProgram) -> Self {
@@ -52,6 +85,19 @@ impl Bench {
         let (local, create, identity) = (Some(self.export()), self.create, self.identity);
         let export = ExportConfig { local, create, identity, ..export };
         let settings = Settings { exports: [("p".parse().unwrap(), export)].into() };
+        let host = Host::real_with(self.helper.clone());
+        Nfs(larder_backend_nfs::new(settings, &host).unwrap())
+    }
+
+    /// As [`Bench::backend`], with pools of those names.
+    pub(crate) fn backend_of(&self, names: &[&str]) -> Nfs {
+        let pool = |name: &&str| {
+            let local = self.path().join(name);
+            std::fs::create_dir_all(&local).unwrap();
+            let export: ExportConfig = "nas.example:/export".parse().unwrap();
+            (name.parse().unwrap(), ExportConfig { local: Some(local), create: true, ..export })
+        };
+        let settings = Settings { exports: names.iter().map(pool).collect() };
         let host = Host::real_with(self.helper.clone());
         Nfs(larder_backend_nfs::new(settings, &host).unwrap())
     }

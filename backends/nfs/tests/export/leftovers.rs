@@ -162,3 +162,51 @@ async fn what_killed_calls_have_left_holds_no_directory() {
         nothing(&bench);
     }
 }
+
+/// A pod of another user makes directories of its own, in which nobody else may remove anything.
+#[tokio::test]
+async fn where_root_is_squashed_a_deletion_that_the_server_refuses_says_what_to_do() {
+    let bench = Bench::squashed();
+    let nfs = bench.backend();
+    nfs.make(&spec("p/v")).await.unwrap();
+    let inner = bench.export().join("v/of-a-pod");
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("file"), "x").unwrap();
+    let fault = nfs.delete("p/v").await.unwrap_err();
+    assert_eq!(fault.kind(), Kind::Precondition, "{fault}");
+    assert!(fault.to_string().contains("no_root_squash"), "{fault}");
+    // Nor may a helper see what is in a volume to tell that it is there.
+    nfs.make(&spec("p/w")).await.unwrap();
+    fs::set_permissions(bench.export().join("w"), fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(bench.export().join("w"), Some(1000), Some(1000)).unwrap();
+    let health = nfs.0.provision().health().unwrap();
+    assert_eq!(health.volume_health(&spec("p/w").id).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_killed_helper_or_one_bad_file_is_no_silent_server() {
+    let bench = Bench::scripted("echo $$ >> $1; shift; exec $0 $@");
+    let nfs = bench.backend();
+    nfs.make(&spec("p/v")).await.unwrap();
+    let pids = fs::read_to_string(bench.path().join("noted")).unwrap();
+    for pid in pids.lines() {
+        let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    nfs.0.provision().get_volume(&spec("p/v").id).await.unwrap();
+
+    // Every file but the identity is in a bad sector.
+    let broken = r#"{"Failed":{"kind":"Unavailable","what":"read a sector","hint":null,"errno":5,"cause":null}}"#;
+    let identity = r#"{"Done":"{\"format\":1,\"backend\":\"nfs\",\"id\":\"0b5ba0a5-4f4e-4b2c-9a4f-2a5a3b1c7d10\"}"}"#;
+    let bench = Bench::scripted(&format!(
+        "while read -r line; do case $line in *pool.json*) printf '%s\\n' '{identity}';; *volumes*) \
+         printf '%s\\n' '{broken}';; *) echo '{{\"Done\":null}}';; esac; done"
+    ));
+    let nfs = bench.backend();
+    for _ in 0..3 {
+        let fault = nfs.delete("p/v").await.unwrap_err();
+        assert_eq!(fault.kind(), Kind::Unavailable, "{fault}");
+        assert!(fault.to_string().contains("read a sector"), "{fault}");
+        assert!(nfs.0.storage_health().await.is_empty(), "its server answers");
+    }
+}

@@ -149,6 +149,32 @@ async fn volumes_are_listed_in_pages_and_pools_tell_how_they_are() {
     assert!(free.available > Bytes::ZERO);
 }
 
+/// `-` comes before `/`: volumes of `nas-2` before those of `nas`.
+#[tokio::test]
+async fn pages_of_a_list_lose_no_export_whatever_their_names_are() {
+    let bench = Bench::new();
+    let nfs = bench.backend_of(&["nas", "nas-2"]);
+    for name in ["nas/a", "nas/z", "nas-2/b"] {
+        nfs.make(&spec(name)).await.unwrap();
+        nfs.cut(&name.replace('/', "/s-"), name, &Cx::new()).await.unwrap();
+    }
+    let (list, snapshots) =
+        (nfs.0.provision().list().unwrap(), nfs.0.provision().snapshots().unwrap());
+    let mut page = Page { after: None, max: Some(1) };
+    let mut seen = Vec::new();
+    while let [volume] = &*list.list_volumes(&page).await.unwrap().items {
+        seen.push(volume.id.to_string());
+        page.after = seen.last().cloned();
+    }
+    assert_eq!(seen, ["nas-2/b", "nas/a", "nas/z"]);
+    page.after = None;
+    while let [snapshot] = &*snapshots.list_snapshots(None, &page).await.unwrap().items {
+        page.after = Some(snapshot.id.to_string());
+        seen.push(snapshot.id.to_string());
+    }
+    assert_eq!(seen[3..], ["nas-2/s-b", "nas/s-a", "nas/s-z"]);
+}
+
 #[tokio::test]
 async fn a_volume_whose_directory_is_gone_is_lost_and_says_so() {
     let bench = Bench::new();

@@ -148,3 +148,25 @@ async fn a_volume_of_ours_is_found_without_its_attributes() {
     let gone = nfs.0.connect().find(&spec("p/other").id).await.unwrap_err();
     assert_eq!(gone.kind(), Kind::NotFound);
 }
+
+#[tokio::test]
+async fn of_equal_options_the_one_nearest_to_the_volume_stands_and_wins() {
+    let nfs = Bench::new().backend();
+    let id = VolumeId(nfs.0.parse_handle("x").unwrap());
+    let given = |options| {
+        let pairs = [("server", "nas"), ("share", "/x"), ("mountOptions", options)];
+        request(id.clone(), attributes(&pairs))
+    };
+    let connect = nfs.0.connect();
+    let (source, _) = connect.connect(&given("soft,nconnect=2,hard"), &Cx::new()).await.unwrap();
+    let Source::FileSystem { options, .. } = source else { panic!("{source:?}") };
+    assert_eq!(
+        options,
+        ["soft", "nconnect=2", "hard"],
+        "the last of two that exclude each other wins"
+    );
+    for bad in ["a\nb", "a\0b"] {
+        let fault = connect.connect(&given(bad), &Cx::new()).await.unwrap_err();
+        assert_eq!(fault.kind(), Kind::Invalid, "{bad:?}: {fault}");
+    }
+}

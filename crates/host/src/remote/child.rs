@@ -84,6 +84,7 @@ fn answer(tree: &Tree, line: &str) -> Result<Value> {
         serde_json::to_value(of).map_err(|e| Fault::internal("put an answer into words").because(e))
     }
     match understand(line)? {
+        Ask::Hello => Ok(Value::Null),
         Ask::Look { path } => value(tree.look(&path)?),
         Ask::IsEmpty { path } => value(tree.is_empty(&path)?),
         Ask::Read { path } => value(tree.read(&path)?),

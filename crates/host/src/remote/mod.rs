@@ -122,8 +122,11 @@ impl Remote {
         loop {
             let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match idle {
-                Some(session) if session.is_fresh() => return Ok(self.visit_with(session, false)),
-                Some(_) => {}
+                Some(mut session) => {
+                    if session.is_fresh() && session.is_alive() {
+                        return Ok(self.visit_with(session, false));
+                    }
+                }
                 None => break,
             }
         }
@@ -356,20 +359,25 @@ impl Visit {
             Ask::CopyTree { .. } => SILENCE_OF_COPIES,
             _ => SILENCE,
         };
-        match session.ask(ask, silence, cx) {
-            Ok(value) => {
+        let fault = match session.ask(ask, silence, cx) {
+            Ok(Ok(value)) => {
                 drop(held);
-                serde_json::from_value(value).map_err(|e| {
+                return serde_json::from_value(value).map_err(|e| {
                     Fault::internal(format!("{}: the answer makes no sense", what())).because(e)
-                })
+                });
             }
-            // The helper is gone, or what it mounted is.
-            Err(fault) if fault.kind() == Kind::Unavailable => {
+            // What it mounted may be of no more use. The server has answered all the same.
+            Ok(Err(fault)) if fault.kind() == Kind::Unavailable => fault,
+            Ok(Err(fault)) => return Err(fault.during(what())),
+            Err(lost) if lost.silent => {
                 *held = None;
                 drop(held);
-                Err(self.remote.failed(fault.during(what())))
+                return Err(self.remote.failed(lost.fault.during(what())));
             }
-            Err(fault) => Err(fault.during(what())),
-        }
+            // Somebody has killed it.
+            Err(lost) => lost.fault,
+        };
+        *held = None;
+        Err(fault.during(what()))
     }
 }

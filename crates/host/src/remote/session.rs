@@ -22,6 +22,8 @@ use std::{
 
 /// An idle helper ends after this.
 const IDLE: Duration = Duration::from_secs(30);
+/// What an idle helper needs to answer, on a machine that is busy.
+const WAKING: Duration = Duration::from_secs(5);
 /// No answer is longer.
 const LONGEST: usize = 64 << 20;
 
@@ -39,11 +41,25 @@ struct Job {
     line: Vec<u8>,
     silence: Duration,
     cx: Option<Cx>,
-    answer: SyncSender<Result<Answer>>,
+    answer: SyncSender<Result<Answer, Lost>>,
 }
 
-/// Err: the helper is lost. `Ok(Err)`: it has answered that it could not.
-type Answer = Result<Value>;
+/// What a helper said; Err: that it could not.
+pub(super) type Answer = Result<Value>;
+
+/// The helper is of no more use.
+#[derive(Debug, Clone)]
+pub(super) struct Lost {
+    pub(super) fault: Fault,
+    /// It said nothing for too long: so does its server. Else it has ended.
+    pub(super) silent: bool,
+}
+
+impl From<Fault> for Lost {
+    fn from(fault: Fault) -> Self {
+        Self { fault, silent: false }
+    }
+}
 
 impl Session {
     /// Starts a helper and has it mount `site`.
@@ -55,17 +71,28 @@ impl Session {
             .spawn(move || serve(&helper, &todo))
             .map_err(|e| Fault::io("start a thread for a helper", e))?;
         let mut session = Self { jobs, used: Instant::now() };
-        session.tell(site, patience, None).map_err(|f| f.during(format!("reach {site:?}")))?;
+        let mounted = session.tell(site, patience, None).map_err(|lost| lost.fault);
+        mounted.flatten().map_err(|fault| fault.during(format!("reach {site:?}")))?;
         Ok(session)
     }
 
-    /// Whether its helper is still there.
+    /// Whether its helper has not ended by itself.
     pub(super) fn is_fresh(&self) -> bool {
         self.used.elapsed() < IDLE / 2
     }
 
-    /// Asks, and waits for the answer. After `Unavailable` the session is of no more use.
-    pub(super) fn ask(&mut self, ask: &Ask, silence: Duration, cx: Option<&Cx>) -> Result<Value> {
+    /// Whether its helper still answers; it is idle, so it does at once. Somebody may have killed it.
+    pub(super) fn is_alive(&mut self) -> bool {
+        self.tell(&Ask::Hello, WAKING, None).is_ok()
+    }
+
+    /// Asks, and waits for the answer.
+    pub(super) fn ask(
+        &mut self,
+        ask: &Ask,
+        silence: Duration,
+        cx: Option<&Cx>,
+    ) -> Result<Answer, Lost> {
         self.tell(ask, silence, cx)
     }
 
@@ -74,7 +101,7 @@ impl Session {
         what: &impl serde::Serialize,
         silence: Duration,
         cx: Option<&Cx>,
-    ) -> Result<Value> {
+    ) -> Result<Answer, Lost> {
         let mut line = serde_json::to_vec(what)
             .map_err(|e| Fault::internal("put a question into words").because(e))?;
         line.push(b'\n');
@@ -84,7 +111,7 @@ impl Session {
         self.jobs.send(Job { line, silence, cx: cx.cloned(), answer }).map_err(|_| lost())?;
         let answer = answered.recv().map_err(|_| lost())?;
         self.used = Instant::now();
-        answer?
+        answer
     }
 }
 
@@ -98,7 +125,7 @@ fn serve(helper: &HelperProgram, todo: &Receiver<Job>) {
         };
         let answer = match &mut helper {
             Ok(helper) => helper.talk(&job),
-            Err(fault) => Err(fault.clone()),
+            Err(fault) => Err(fault.clone().into()),
         };
         let lost = answer.is_err();
         let _ = job.answer.send(answer);
@@ -141,7 +168,7 @@ impl Helper {
         Ok(Self { child: Some(child), stdin, stdout, line, read: Vec::new() })
     }
 
-    fn talk(&mut self, job: &Job) -> Result<Answer> {
+    fn talk(&mut self, job: &Job) -> Result<Answer, Lost> {
         let ended = || Fault::unavailable("ask a helper: it has ended");
         self.stdin.write_all(&job.line).map_err(|e| ended().because(e))?;
         let mut until = Instant::now() + job.silence;
@@ -164,20 +191,21 @@ impl Helper {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let seconds = job.silence.as_secs();
-                return Err(Fault::unavailable(format!("there was no answer in {seconds} s")).hint(
+                let fault = Fault::unavailable(format!("there was no answer in {seconds} s")).hint(
                     "its server is gone or overloaded; the call is repeated, and succeeds once it answers",
-                ));
+                );
+                return Err(Lost { fault, silent: true });
             }
             self.wait(left)?;
             let mut buffer = [0; 16 << 10];
             match self.stdout.read(&mut buffer) {
-                Ok(0) => return Err(ended()),
+                Ok(0) => return Err(ended().into()),
                 Ok(n) => self.read.extend_from_slice(&buffer[..n]),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(ended().because(e)),
+                Err(e) => return Err(ended().because(e).into()),
             }
             if self.read.len() > LONGEST {
-                return Err(Fault::unavailable("understand a helper: it says too much"));
+                return Err(Fault::unavailable("understand a helper: it says too much").into());
             }
         }
     }

@@ -7,18 +7,51 @@ use serde_json::Value;
 /// A question. Paths are relative to the root of the tree.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
-    Look { path: String },
-    IsEmpty { path: String },
-    Read { path: String },
-    Names { path: String },
-    Write { path: String, text: String, new: bool },
-    MakeDir { path: String, mode: u32, above: u32 },
-    SetMode { path: String, mode: u32 },
-    Rename { from: String, to: String },
-    RemoveFile { path: String },
-    RemoveDir { path: String },
-    RemoveTree { path: String },
-    CopyTree { from: String, to: String },
+    /// Are you there?
+    Hello,
+    Look {
+        path: String,
+    },
+    IsEmpty {
+        path: String,
+    },
+    Read {
+        path: String,
+    },
+    Names {
+        path: String,
+    },
+    Write {
+        path: String,
+        text: String,
+        new: bool,
+    },
+    MakeDir {
+        path: String,
+        mode: u32,
+        above: u32,
+    },
+    SetMode {
+        path: String,
+        mode: u32,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    RemoveFile {
+        path: String,
+    },
+    RemoveDir {
+        path: String,
+    },
+    RemoveTree {
+        path: String,
+    },
+    CopyTree {
+        from: String,
+        to: String,
+    },
     Usage,
 }
 
@@ -26,6 +59,7 @@ impl Ask {
     /// For people, after "failed to".
     pub(crate) fn name(&self) -> String {
         match self {
+            Self::Hello => "wake a helper".to_owned(),
             Self::Look { path } => format!("look at {path}"),
             Self::Read { path } => format!("read {path}"),
             Self::Names { path } | Self::IsEmpty { path } => format!("list {path}"),
