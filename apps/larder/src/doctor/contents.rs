@@ -186,8 +186,9 @@ fn of_item<R>(pool: &PoolScene, item: &Item<R>, what: &str) -> Vec<Finding> {
                 format!("the {what} has data and no record.json"),
             )
             .by_hand(format!(
-                "restore record.json from a backup; or, to use the data as a new volume, move it \
-                     to {} under a name of its own",
+                "restore record.json from a backup; or, to use the data as a new volume, move {} \
+                     into {} under a name of its own",
+                item.data.display(),
                 pool.config.path.join("static").display()
             )),
         ),

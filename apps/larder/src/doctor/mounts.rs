@@ -157,7 +157,8 @@ fn unknown(
         });
     }
     finding.by_hand(format!(
-        "when nothing needs it there any more: umount {} (a workload may be using it)",
+        "what `larder volume mount` mounted there is taken over by mounting it there again, and can be \
+         unmounted then; else, when nothing needs it there any more: umount {} (a workload may be using it)",
         target.display()
     ))
 }
