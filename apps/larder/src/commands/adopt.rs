@@ -143,7 +143,12 @@ fn volumes(seen: &(Look, Bytes), pool: &PoolName, is_dir: bool) -> (Vec<Adopted>
         let folder = item.folder.display();
         match (&item.record, item.found) {
             (Some(Ok(record)), Some(data)) if data.is_right => {
-                if record.ephemeral {
+                if !is_dir && data.size < record.size.get() {
+                    problems.push(format!(
+                        "{folder}: its data ends after {} of {} bytes",
+                        data.size, record.size
+                    ));
+                } else if record.ephemeral {
                     problems.push(format!("{folder}: it belonged to a pod and ended with it"));
                 } else {
                     let id = VolumeId::new(pool.clone(), item.native.clone());

@@ -111,6 +111,9 @@ async fn from_the_pool_alone_every_volume_is_listed_and_used_again_with_its_data
         std::fs::write(site.path("raw"), "precious").unwrap();
         site.ok(&["volume", "unmount", "raw"]);
         std::fs::copy(pool.join("volumes/data/image"), statics.join("old.img")).unwrap();
+        site.ok(&["volume", "create", "short", "--size", "16Mi", "--block"]);
+        let short = std::fs::File::options().write(true).open(pool.join("volumes/short/image"));
+        short.unwrap().set_len(1 << 20).unwrap();
     } else {
         std::fs::create_dir(statics.join("old")).unwrap();
         std::fs::write(statics.join("old/file"), "precious").unwrap();
@@ -128,6 +131,7 @@ async fn from_the_pool_alone_every_volume_is_listed_and_used_again_with_its_data
     let (list, said, status) = adopt(&pool, &["-o", "json"]);
     assert_eq!(status, Some(8), "{said}");
     assert!(said.contains("volumes/broken") && said.contains("Not A Name.txt"), "{said}");
+    assert_eq!(said.contains("volumes/short: its data ends"), backend == "loop", "{said}");
     let list: Vec<Value> = serde_json::from_str(&list).unwrap();
     assert_eq!(list.len(), expected, "{list:#?}");
     let of = |id: &str| list.iter().find(|v| v["id"] == id).unwrap_or_else(|| panic!("{list:#?}"));

@@ -412,10 +412,10 @@ impl Executor {
             read_only: work.asked.reader,
             ..MountRequest::default()
         };
+        // Of options that contradict each other the last one counts, and a class's come last.
         let mut add = |option: &str| {
-            if !request.options.iter().any(|there| there == option) {
-                request.options.push(option.to_owned());
-            }
+            request.options.retain(|there| there != option);
+            request.options.push(option.to_owned());
         };
         match (source, fs) {
             (Source::Device { path, .. }, Some(fs)) => {
