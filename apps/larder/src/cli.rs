@@ -213,6 +213,9 @@ pub(crate) enum Volume {
         /// Only there.
         #[arg(value_hint = ValueHint::AnyPath)]
         path: Option<PathBuf>,
+        /// Also where what is mounted is the last that has the volume's data.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         target: Target,
     },

@@ -5,6 +5,7 @@ mod blocks;
 pub(crate) mod config;
 pub(crate) mod driver;
 mod group;
+mod last_copy;
 pub(crate) mod limits;
 mod mount_point;
 pub(crate) mod mounts;

@@ -3,6 +3,7 @@
 //! Unpublishing removes what is at the path, as kubelet wants it; what a person had made there comes
 //! back as it was.
 
+use larder_host::Host;
 use larder_model::{Fault, Result};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -45,6 +46,14 @@ impl MountPoint {
         };
         restore().map_err(|e| Fault::io(format!("make the directory {} again", path.display()), e))
     }
+}
+
+/// Whether nothing is mounted at `path`.
+pub(crate) fn is_free(path: &Path) -> bool {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else { return true };
+    // The kernel's table has no symbolic links.
+    let path = std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()).join(name);
+    Host::real().mounts.mounts_at(&path).is_ok_and(|mounts| mounts.is_empty())
 }
 
 #[cfg(test)]

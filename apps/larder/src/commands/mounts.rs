@@ -11,9 +11,13 @@
 //!
 //! Everything there is gone after a reboot, and so are the mounts.
 
-use super::{answer, mount_point::MountPoint, passphrase, progress};
+use super::{
+    answer, last_copy,
+    mount_point::{self, MountPoint},
+    passphrase, progress,
+};
 use crate::session::Session;
-use larder_host::{Host, durable};
+use larder_host::durable;
 use larder_model::{Fault, Kind, Result};
 use larder_proto::csi::{
     self, controller_service_capability::rpc::Type as ControllerRpc,
@@ -458,7 +462,12 @@ pub(crate) async fn rotate(
 ///
 /// # Errors
 /// `NotFound` where nothing was mounted like that.
-pub(crate) async fn unmount(session: &Session, volume: &str, path: Option<&Path>) -> Result<()> {
+pub(crate) async fn unmount(
+    session: &Session,
+    volume: &str,
+    path: Option<&Path>,
+    force: bool,
+) -> Result<()> {
     let absolute =
         |p: &Path| std::path::absolute(p).map_err(|e| Fault::io("find the current folder", e));
     let all = all(session)?;
@@ -475,18 +484,17 @@ pub(crate) async fn unmount(session: &Session, volume: &str, path: Option<&Path>
         let mounted = all.iter().find(|m| m.volume == id).ok_or_else(unknown)?;
         (mounted, path.map(absolute).transpose()?)
     };
-    // A shell that stands in the volume is told of; this command, which inherits that, is not a user.
+    // Of a shell that stands in the volume this command has the folder, and is no user for that.
     std::env::set_current_dir("/").map_err(|e| Fault::io("leave the current folder", e))?;
-    let leaving: Vec<_> = mounted
-        .targets
-        .iter()
-        .filter(|t| only.as_ref().is_none_or(|o| *o == t.path))
-        .cloned()
-        .collect();
+    let is_meant = |t: &&Target| only.as_ref().is_none_or(|o| *o == t.path);
+    let leaving: Vec<_> = mounted.targets.iter().filter(is_meant).cloned().collect();
     if leaving.is_empty() && only.is_some() {
         return Err(Fault::not_found(format!("unmount {volume}: it is not mounted there")));
     }
     let folder = Folder::of(session, &mounted.volume);
+    if !force && leaving.len() == mounted.targets.len() {
+        last_copy::refuse(session, &mounted.volume, &folder.stage()).await?;
+    }
     release(session, &folder, mounted.clone(), &leaving, Refusal::Counts).await
 }
 
@@ -555,13 +563,7 @@ async fn release(
 /// Whether a driver refuses to unpublish a path at which nothing ever was: it refused to publish there
 /// for the same reason. A path that stayed in the record for it would keep the volume for ever.
 fn was_never_there(fault: &Fault, path: &Path) -> bool {
-    if is_uncertain(fault) {
-        return false;
-    }
-    let Some((parent, name)) = path.parent().zip(path.file_name()) else { return true };
-    // The kernel's table has no symbolic links.
-    let path = std::fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()).join(name);
-    Host::real().mounts.mounts_at(&path).is_ok_and(|mounts| mounts.is_empty())
+    !is_uncertain(fault) && mount_point::is_free(path)
 }
 
 /// Grows what is mounted of a volume, after the volume itself grew.

@@ -112,9 +112,9 @@ pub(crate) async fn run(command: cli::Volume) -> Result<()> {
             session.close().await;
             Ok(rotated?)
         }
-        cli::Volume::Unmount { volume, path, target } => {
+        cli::Volume::Unmount { volume, path, force, target } => {
             let session = Session::open(&target).await?;
-            let unmounted = mounts::unmount(&session, &volume, path.as_deref()).await;
+            let unmounted = mounts::unmount(&session, &volume, path.as_deref(), force).await;
             session.close().await;
             Ok(unmounted?)
         }

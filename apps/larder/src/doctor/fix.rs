@@ -164,7 +164,7 @@ impl Fix {
             Self::Forget { driver, volume, gone } => {
                 let session = open(settings, target, &driver).await?;
                 let forgotten = match not_mounted(&gone) {
-                    Ok(()) => mounts::unmount(&session, &volume, None).await,
+                    Ok(()) => mounts::unmount(&session, &volume, None, false).await,
                     Err(fault) => Err(fault),
                 };
                 session.close().await;

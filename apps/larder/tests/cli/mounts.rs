@@ -145,6 +145,24 @@ fn a_directory_that_was_there_before_is_there_again_after_unmounting_from_within
 }
 
 #[test]
+fn what_has_the_last_copy_of_a_deleted_image_is_let_go_only_by_force() {
+    let site = Site::new("loop", "xfs");
+    site.ok(&["volume", "create", "a", "--size", "16Mi", "--fs", "ext4"]);
+    let (here, there) = (site.path("here"), site.path("there"));
+    for path in [&here, &there] {
+        site.ok(&["volume", "mount", "a", text(path)]);
+    }
+    std::fs::write(here.join("file"), "the last").unwrap();
+    std::fs::remove_file(site.pool.path().join("volumes/a/image")).unwrap();
+    site.ok(&["volume", "unmount", text(&there)]);
+    let said = site.fails(5, &["volume", "unmount", "a"]);
+    assert!(said.contains("ImageDeleted") && said.contains("--force"), "{said}");
+    assert_eq!(std::fs::read(here.join("file")).unwrap(), b"the last");
+    site.ok(&["volume", "unmount", "a", "--force"]);
+    site.ok(&["volume", "rm", "a"]);
+}
+
+#[test]
 fn unmount_takes_a_name_for_a_name_and_a_path_for_a_path() {
     let site = Site::new("dir", "xfs");
     site.ok(&["volume", "create", "a"]);
